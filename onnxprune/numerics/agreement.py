@@ -1,0 +1,114 @@
+"""Outputs of the dense model against outputs of the pruned one, without labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well the pruned outputs match the dense ones over ``samples`` samples.
+
+    ``top1``: share of samples with the same largest class, 0..1; ``kl``: mean KL divergence in nats; both None unless
+    the output is (samples, classes >= 2). ``cosine``: mean cosine, -1..1. ``sqnr_db``: signal to noise ratio in dB.
+    """
+
+    samples: int
+    top1: float | None
+    kl: float | None
+    cosine: float
+    sqnr_db: float
+
+    @property
+    def score(self) -> float:
+        """One number from 0 (nothing in common) to 1: top1 where there is one, otherwise the cosine, no less than 0."""
+        return self.top1 if self.top1 is not None else min(max(self.cosine, 0.0), 1.0)
+
+
+def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
+    """Return the Agreement of two output arrays of one shape (samples, ...), any real dtype; all sums in float64.
+
+    top1    share of rows with one argmax (the first of equals); a pruned row with NaN disagrees
+    kl      mean of KL(softmax(dense) || softmax(pruned)); if the rows of both arrays are probabilities already (all
+            >= 0, every sum within 1e-3 of 1), of KL(dense || pruned), logarithms of values clipped at 1e-12
+    cosine  mean over samples of the cosine of the flattened outputs; both zero is 1, one zero is 0
+    sqnr_db 10 log10(sum dense^2 / sum (dense - pruned)^2), inf if equal
+
+    NaN or infinity in pruned outputs: cosine 0 for that sample, kl inf, sqnr_db -inf.
+    Raises ValueError for different shapes, no samples, and NaN or infinity in the dense outputs.
+    """
+    if dense.shape != pruned.shape or dense.ndim == 0 or dense.size == 0:
+        raise ValueError(
+            f"cannot compare dense outputs {dense.shape} with pruned outputs {pruned.shape}: "
+            "expected one shape (samples, ...), not empty"
+        )
+    classes = dense.ndim == 2 and dense.shape[1] >= 2
+    cosines = []
+    signal = noise = 0.0
+    for sample, (one, other) in enumerate(zip(dense, pruned, strict=True)):  # by sample: segmentation outputs are large
+        a = np.asarray(one, np.float64).ravel()
+        b = np.asarray(other, np.float64).ravel()
+        if not np.isfinite(a).all():
+            raise ValueError(f"dense output of sample {sample} has NaN or infinity; nothing can be compared with it")
+        if not np.isfinite(b).all():
+            cosines.append(0.0)
+            noise = np.inf
+            continue
+        cosines.append(_cosine(a, b))
+        with np.errstate(over="ignore"):
+            signal += float(a @ a)
+            noise += float((a - b) @ (a - b))
+    return Agreement(
+        samples=len(dense),
+        top1=_top1(dense, pruned) if classes else None,
+        kl=_kl(dense.astype(np.float64), pruned.astype(np.float64)) if classes else None,
+        cosine=float(np.mean(cosines)),
+        sqnr_db=_decibel(signal, noise),
+    )
+
+
+def _top1(dense: NDArray[Any], pruned: NDArray[Any]) -> float:
+    same = np.argmax(dense, axis=1) == np.argmax(pruned, axis=1)
+    return float(np.mean(same & ~np.isnan(pruned).any(axis=1)))
+
+
+def _kl(dense: NDArray[np.float64], pruned: NDArray[np.float64]) -> float:
+    if not np.isfinite(pruned).all():
+        return float("inf")
+    if _are_probabilities(dense) and _are_probabilities(pruned):
+        p = dense
+        log_p, log_q = np.log(np.maximum(dense, 1e-12)), np.log(np.maximum(pruned, 1e-12))
+    else:
+        log_p, log_q = _log_softmax(dense), _log_softmax(pruned)
+        p = np.exp(log_p)
+    ratio = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)  # 0 log 0 = 0
+    return max(0.0, float((p * ratio).sum(axis=1).mean()))
+
+
+def _are_probabilities(rows: NDArray[np.float64]) -> bool:
+    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) <= 1e-3).all())
+
+
+def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        below: NDArray[np.float64] = rows - rows.max(axis=1, keepdims=True)
+    below -= np.log(np.exp(below).sum(axis=1, keepdims=True))
+    return below
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    largest_a, largest_b = np.abs(a).max(), np.abs(b).max()
+    if largest_a == 0 or largest_b == 0:
+        return float(largest_a == largest_b)
+    a, b = a / largest_a, b / largest_b  # so that no square overflows or vanishes
+    return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return float("inf")
+    if signal == 0 or noise == np.inf:
+        return float("-inf")
+    return float(10 * np.log10(signal / noise))
