@@ -1,0 +1,180 @@
+"""Write gain * y + shift, one pair per channel, into the parameters behind a tensor y.
+
+Three places can take it, each with the numbers a point has (Point):
+
+1. the BatchNormalization that reads y' = a*x + b: scale := gain*scale, bias := gain*bias + shift, or, for recalibration, its mean
+   and variance;
+2. another normalisation: scale := gain*scale, bias := gain*bias + shift;
+3. a layer: weight := gain*weight along the output axis, bias := gain*bias + shift. A weight with several uses is left alone
+   and only
+   the shift is written. A use without a bias gets one: the third input of Conv, ConvTranspose and Gemm, or a new Add behind
+   the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.graph.layers import Found, Layer, Use
+from onnxprune.graph.norms import Norm
+from onnxprune.graph.tensors import Constants
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place of repair. Statistics are taken at ``tensor`` along ``axis``; ``dense_tensor`` is where the dense model shows
+    the same.
+
+    ``kind`` is "batchnorm" (measured at its input), "norm" (at its output) or "layer" (at its output).
+    """
+
+    name: str
+    kind: str
+    tensor: str
+    dense_tensor: str
+    axis: int
+    channels: int
+    node: int
+    layer: Layer | None = None
+    use: Use | None = None
+    norm: Norm | None = None
+
+    @property
+    def shared(self) -> bool:
+        """True when the weight is read by several nodes, so that no gain can be written."""
+        return self.kind == "layer" and self.layer is not None and len(self.layer.uses) > 1
+
+
+def points(found: Found) -> list[Point]:
+    """The places of repair in execution order: one for every use of a layer, and one for every free-standing normalisation."""
+    places = []
+    for layer in found.layers:
+        for number, use in enumerate(layer.uses):
+            name = layer.name if number == 0 else f"{layer.name} (use {number + 1})"
+            if use.norm is not None:
+                places.append(_batchnorm(name, use.norm, layer, use))
+            else:
+                node = use.node if use.bias is None else use.bias.node
+                places.append(Point(name, "layer", use.output, use.output, use.axis, use.channels, node, layer, use))
+    for norm in found.norms:
+        if norm.op == "BatchNormalization":
+            places.append(_batchnorm(norm.name, norm))
+        else:
+            places.append(Point(norm.name, "norm", norm.output, norm.output, norm.axis, norm.channels, norm.node, norm=norm))
+    return sorted(places, key=lambda point: point.node)
+
+
+def _batchnorm(name: str, norm: Norm, layer: Layer | None = None, use: Use | None = None) -> Point:
+    return Point(name, "batchnorm", norm.input, norm.output, 1, norm.channels, norm.node, layer, use, norm)
+
+
+def normalisation(constants: Constants, node: onnx.NodeProto, norm: Norm) -> tuple[Vector, Vector]:
+    """The gain a and shift b of a BatchNormalization in inference, y = a*x + b, float64 (channels,)."""
+    scale, bias, mean, variance = (constants.read(node.input[index]).astype(np.float64) for index in (1, 2, 3, 4))
+    gain = scale / np.sqrt(variance + norm.epsilon)
+    return gain, bias - gain * mean
+
+
+def write_statistics(constants: Constants, node: onnx.NodeProto, mean: Vector, variance: Vector) -> None:
+    """Make ``mean`` and ``variance`` the running statistics of a BatchNormalization."""
+    for index, values, what in ((3, mean, "mean"), (4, variance, "var")):
+        _write(constants, node, index, values, what)
+
+
+def write_affine(constants: Constants, point: Point, gain: Vector, shift: Vector) -> list[tuple[int, onnx.NodeProto]]:
+    """Write gain * y + shift into the parameters behind the point's ``dense_tensor``.
+
+    Returns the nodes to insert, each with the number of the node it comes after: empty unless a bias needs a new Add.
+    """
+    nodes = constants.model.graph.node
+    if point.norm is not None:
+        node = nodes[point.norm.node]
+        scale = constants.read(node.input[point.norm.scale]).astype(np.float64)
+        has_bias = len(node.input) > point.norm.bias and node.input[point.norm.bias]
+        bias = constants.read(node.input[point.norm.bias]).astype(np.float64) if has_bias else np.zeros(point.channels)
+        _write(constants, node, point.norm.scale, gain * scale, "scale")
+        _write(constants, node, point.norm.bias, gain * bias + shift, "bias")
+        return []
+    assert point.use is not None and point.layer is not None
+    if not point.shared:
+        weight = constants.read(point.layer.weight)
+        constants.write(point.layer.weight, scaled(weight, gain, point.use).astype(weight.dtype))
+    return _write_bias(constants, point, gain, shift)
+
+
+def scaled(weight: NDArray[Any], gain: Vector, use: Use) -> NDArray[np.float64]:
+    """The weight times one gain per output channel, float64, in the layout of the use."""
+    if use.op == "ConvTranspose":
+        blocks = weight.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:]).astype(np.float64)
+        per_block = gain.reshape(use.group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+        return (blocks * per_block).reshape(weight.shape)
+    shape = [1] * weight.ndim
+    shape[use.weight_axis] = -1
+    return weight.astype(np.float64) * gain.reshape(shape)
+
+
+def _write_bias(constants: Constants, point: Point, gain: Vector, shift: Vector) -> list[tuple[int, onnx.NodeProto]]:
+    use = point.use
+    assert use is not None and point.layer is not None
+    nodes = constants.model.graph.node
+    if use.bias is not None:
+        node = nodes[use.bias.node]
+        old = constants.read(node.input[use.bias.index])
+        bias = old.astype(np.float64) * gain.reshape(_like(old, use)) + shift.reshape(_like(old, use)) / use.bias.scale
+        _write(constants, node, use.bias.index, bias, "bias")
+        return []
+    if not np.any(shift):
+        return []
+    node = nodes[use.node]
+    data_type = constants.data_type(point.layer.weight)
+    stem = node.name or node.output[0]
+    if use.bias_index is not None:
+        beta = next((entry.f for entry in node.attribute if use.op == "Gemm" and entry.name == "beta"), 1.0)
+        constants.write_input(node, use.bias_index, shift / beta, data_type, f"{stem}.bias")
+        return []
+    values = shift if use.axis == -1 else shift.reshape(-1, *[1] * _trailing(point))
+    return [(use.node, _add_node(constants, node, values, data_type, stem))]
+
+
+def _trailing(point: Point) -> int:
+    """How many axes follow the channel axis in the point's tensor."""
+    assert point.layer is not None and point.use is not None
+    return -point.use.axis - 1 if point.use.axis < 0 else len(point.layer.shape) - 2
+
+
+def _like(bias: NDArray[Any], use: Use) -> tuple[int, ...]:
+    """The shape in which a vector per channel meets a bias: the bias' own, or one axis where the bias is a single number."""
+    return bias.shape if bias.size == use.channels else (*([1] * (bias.ndim - 1)), use.channels)
+
+
+def _add_node(constants: Constants, node: onnx.NodeProto, values: NDArray[np.float64], data_type: int, stem: str) -> onnx.NodeProto:
+    """An Add that takes over the name of the node's output, so that every reader sees the sum."""
+    raw = constants.fresh(f"{node.output[0]}.without_bias")
+    add = onnx.helper.make_node("Add", [raw, ""], [node.output[0]], name=constants.fresh(f"{stem}.add_bias"))
+    constants.write_input(add, 1, values, data_type, f"{stem}.bias")
+    node.output[0] = raw
+    constants.changes.nodes.add(add.name)
+    constants.changes.inputs.discard(add.name)
+    return add
+
+
+def insert(model: onnx.ModelProto, added: Mapping[int, onnx.NodeProto] | list[tuple[int, onnx.NodeProto]]) -> None:
+    """Insert nodes, each behind the node of the given number, leaving all others as they are."""
+    nodes = model.graph.node
+    for number, node in sorted(dict(added).items(), reverse=True):
+        nodes.insert(number + 1, node)
+
+
+def _write(constants: Constants, node: onnx.NodeProto, index: int, values: NDArray[np.float64], what: str) -> None:
+    """Give a parameter input of a node new values, in the type that the parameter (or the first one beside it) has."""
+    given = index < len(node.input) and bool(node.input[index])
+    data_type = constants.data_type(node.input[index] if given else node.input[1])
+    constants.write_input(node, index, values, data_type, f"{node.name or node.output[0]}.{what}")

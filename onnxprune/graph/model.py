@@ -1,0 +1,235 @@
+"""Load and save ONNX files: one line when a file is not what it should be, and never half a file.
+
+A file is written under a temporary name beside its target and renamed. A model with external data becomes two files: the data
+file carries the hash of its content in its name, so the old model and its data stay whole until the new model is in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from onnxprune.errors import ModelError
+
+# Tensors below this size stay inside the model file when external data is written, as onnx.save does.
+EXTERNAL_MIN = 1024
+PROTO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with its external data in memory, and the files it came from, the .onnx file first."""
+
+    model: onnx.ModelProto
+    files: tuple[Path, ...]
+
+    @property
+    def external(self) -> bool:
+        """True when the file keeps some of its tensors in other files."""
+        return len(self.files) > 1
+
+
+def load(path: Path) -> Loaded:
+    """The model of an ONNX file with its external data.
+
+    Raises:
+        ModelError: the file is missing, is not ONNX, is cut off, or its external data is missing or too short.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; give the .onnx file inside it")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX file, or cut off ({len(data)} bytes do not parse)") from None
+    if not model.graph.node or not model.opset_import:
+        raise ModelError(f"{path}: not an ONNX model ({len(data)} bytes hold no graph); is the file complete?")
+    names = _locations(model)
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # FileNotFoundError, ValidationError, ValueError: all mean the data cannot be had
+        text = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: external data cannot be loaded: {text}; keep the data files beside the model") from None
+    for tensor in model.graph.initializer:
+        check_complete(tensor, path)
+    return Loaded(model, (path, *(path.parent / name for name in names)))
+
+
+def _locations(model: onnx.ModelProto) -> list[str]:
+    """The files that hold the external data of a model, in order of first use."""
+    return list(
+        dict.fromkeys(
+            entry.value
+            for tensor in model.graph.initializer
+            if uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        )
+    )
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The model file and the files of its external data."""
+    model = onnx.load(str(path), load_external_data=False)
+    return (path, *(path.parent / name for name in _locations(model)))
+
+
+def check_complete(tensor: onnx.TensorProto, path: Path) -> None:
+    """Raises ModelError when a raw tensor has fewer bytes than its shape needs."""
+    if not tensor.HasField("raw_data") or tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        raise ModelError(f"{path}: tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    if dtype.itemsize > 0 and len(tensor.raw_data) != size * dtype.itemsize and not _packed(tensor.data_type):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs "
+            f"{size * dtype.itemsize}; is the file complete?"
+        )
+
+
+def _packed(data_type: int) -> bool:
+    """True for the 4-bit and smaller types, of which several share a byte."""
+    name = onnx.TensorProto.DataType.Name(data_type)
+    return re.fullmatch(r"U?INT[24]|FLOAT4\w*", name) is not None
+
+
+def save(
+    model: onnx.ModelProto,
+    path: Path,
+    *,
+    external: bool,
+    sealed: Callable[[tuple[Path, ...]], None] = lambda files: None,
+) -> tuple[Path, ...]:
+    """The files written: the model and, with external data, its data file. The target changes in one rename.
+
+    External data is also used when the model is over protobuf's 2 GiB. ``sealed`` is called with the complete files, the
+    model's still under its temporary name, right before that rename; what it raises leaves the target as it was.
+
+    Raises:
+        ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+    """
+    external = external or model.ByteSize() > PROTO_LIMIT
+    old_data = _own_data_files(path)
+    written: tuple[Path, ...] = (path,)
+    if external:
+        data_path, slim = _write_data(model, path)
+        written = (path, data_path)
+        payload = slim.SerializeToString(deterministic=True)
+    else:
+        payload = model.SerializeToString(deterministic=True)
+    try:
+        with replacing(path) as handle:
+            handle.write(payload)
+            handle.flush()
+            sealed((Path(handle.name), *written[1:]))
+    except BaseException:
+        for extra in written[1:]:
+            if extra not in old_data:
+                extra.unlink(missing_ok=True)
+        raise
+    for stale in old_data.difference(written):
+        stale.unlink(missing_ok=True)
+    return written
+
+
+def _own_data_files(path: Path) -> set[Path]:
+    """Data files that an earlier save of the same target left beside it."""
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
+    try:
+        return {entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)}
+    except OSError:
+        return set()
+
+
+def _write_data(model: onnx.ModelProto, path: Path) -> tuple[Path, onnx.ModelProto]:
+    """The data file's path, and a copy of the model that refers to it."""
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    places: list[tuple[onnx.TensorProto, int, int]] = []
+    digest = hashlib.sha256()
+    offset = 0
+
+    def fill(handle: IO[bytes]) -> None:
+        nonlocal offset
+        for tensor in slim.graph.initializer:
+            if not tensor.HasField("raw_data") or len(tensor.raw_data) < EXTERNAL_MIN:
+                continue
+            pad = b"\0" * (-offset % 4096)  # aligned, so that runtimes can map it
+            handle.write(pad + tensor.raw_data)
+            digest.update(pad + tensor.raw_data)
+            places.append((tensor, offset + len(pad), len(tensor.raw_data)))
+            offset += len(pad) + len(tensor.raw_data)
+
+    def name() -> Path:
+        return path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
+
+    with replacing(path, name) as handle:
+        fill(handle)
+    for tensor, start, length in places:
+        onnx.external_data_helper.set_external_data(tensor, name().name, start, length)
+        tensor.ClearField("raw_data")
+    return name(), slim
+
+
+@contextlib.contextmanager
+def replacing(path: Path, name: Callable[[], Path] | None = None) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path`` (or of ``name()``, asked at the end) only when the block ends well.
+
+    Raises:
+        ModelError: the folder is missing or not writable, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        descriptor, text = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(text)
+        os.close(descriptor)
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        target = path if name is None else name()
+        if target.is_dir():
+            raise ModelError(f"{target}: cannot be written: it is a folder")
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises ModelError when no file can be made beside the path."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
+    if path.is_dir():
+        raise ModelError(f"{path}: cannot be written: it is a folder")

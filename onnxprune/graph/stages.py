@@ -1,0 +1,200 @@
+"""Cut a model into stages that can be run one after the other.
+
+A stage is the run of nodes [start, stop) of the graph, in file order, less what nothing later needs. Its inputs are the
+live tensors:
+those made before ``start`` and read from there on. Nodes that depend on constants alone belong to no stage; each stage
+brings those it
+needs, so that the runtime can fold them. If, Loop and Scan are atomic: they are single nodes here, and the tensors their
+bodies read from outside count as read by the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.graph.probes import Probe, probe_nodes
+from onnxprune.graph.tensors import bodies
+
+LiveType = tuple[int, tuple[int | None, ...]]
+"""ONNX element type and shape of a live tensor; None where batches differ."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not change while the parameters do: which node makes which tensor, which are constant, and what every node
+    reads."""
+
+    producer: Mapping[str, int]
+    reads: Sequence[frozenset[str]]
+    constant: frozenset[int]
+    inputs: tuple[str, ...]
+
+    def live(self, stop: int, targets: Iterable[str]) -> set[str]:
+        """The tensors that must be kept once the nodes before ``stop`` have run, to reach the ``targets`` later."""
+        needed: set[str] = set()
+        seen: set[int] = set()
+        todo = list(targets)
+        while todo:
+            name = todo.pop()
+            node = self.producer.get(name)
+            if node is None:
+                if name in self.inputs:
+                    needed.add(name)
+            elif node in self.constant:
+                continue
+            elif node < stop:
+                needed.add(name)
+            elif node not in seen:
+                seen.add(node)
+                todo.extend(self.reads[node])
+        return needed
+
+
+def plan(model: onnx.ModelProto) -> Plan:
+    """The plan of a model's main graph."""
+    graph = model.graph
+    producer = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+    initial = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    inputs = tuple(value.name for value in graph.input if value.name not in initial)
+    reads = [frozenset(_reads(node)) for node in graph.node]
+    fixed = set(initial)
+    constant = set()
+    for number, node in enumerate(graph.node):
+        if reads[number] <= fixed and node.op_type not in RANDOM:
+            constant.add(number)
+            fixed.update(node.output)
+    return Plan(producer, reads, frozenset(constant), inputs)
+
+
+# Operators that give other values at every run although they read nothing.
+RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
+def _reads(node: onnx.NodeProto) -> Iterable[str]:
+    """The names a node reads, those its bodies take from outside among them."""
+    yield from (name for name in node.input if name)
+    for body in bodies(node):
+        inner = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        for child in body.node:
+            inner.update(child.output)
+        for child in body.node:
+            yield from (name for name in _reads(child) if name not in inner)
+        yield from (value.name for value in body.output if value.name not in inner)
+
+
+def cut(
+    model: onnx.ModelProto,
+    plan: Plan,
+    stop: int,
+    live: Mapping[str, LiveType],
+    keep: Sequence[str],
+    probes: Sequence[Probe] = (),
+    adjust: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], int]] | None = None,
+) -> tuple[bytes, list[str]]:
+    """A stage that computes ``keep`` and the probes from the ``live`` tensors with the nodes before ``stop``.
+
+    ``adjust`` gives, for a live tensor T, a gain and a shift along an axis: the stage reads T as it is under the name
+    T::raw, and all its nodes see gain * T + shift.
+
+    Returns the serialized model and the names of the live tensors it reads (without ::raw).
+    """
+    graph = model.graph
+    adjust = adjust or {}
+    wanted = [*keep, *(probe.tensor for probe in probes)]
+    nodes, names, taken = _closure(plan, graph, stop, wanted, live)
+    stage = onnx.ModelProto(ir_version=model.ir_version)
+    stage.opset_import.extend(model.opset_import)
+    stage.functions.extend(model.functions)
+    out = stage.graph
+    out.name = "stage"
+    out.initializer.extend(tensor for tensor in graph.initializer if tensor.name in names)
+    out.sparse_initializer.extend(tensor for tensor in graph.sparse_initializer if tensor.values.name in names)
+    for name in taken:
+        elem_type, shape = live[name]
+        dims = [f"{name}_{axis}" if dim is None else dim for axis, dim in enumerate(shape)]
+        source = name
+        if name in adjust:
+            gain, shift, axis = adjust[name]
+            source = f"{name}::raw"
+            made, initializers = _affine_nodes(source, name, gain, shift, axis, len(shape), elem_type)
+            out.node.extend(made)
+            out.initializer.extend(initializers)
+        out.input.append(helper.make_tensor_value_info(source, elem_type, dims))
+    out.node.extend(graph.node[number] for number in nodes)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    for probe in probes:
+        made, initializers, values = probe_nodes(probe, opset)
+        out.node.extend(made)
+        out.initializer.extend(initializers)
+        out.output.extend(values)
+    out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
+    return stage.SerializeToString(), taken
+
+
+def _closure(
+    plan: Plan, graph: onnx.GraphProto, stop: int, wanted: Sequence[str], live: Mapping[str, LiveType]
+) -> tuple[list[int], set[str], list[str]]:
+    """The nodes a stage needs in file order, the other names they read (initializers), and the live tensors they read."""
+    nodes: set[int] = set()
+    names: set[str] = set()
+    taken: dict[str, None] = {}
+    todo = list(wanted)
+    done: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in done:
+            continue
+        done.add(name)
+        node = plan.producer.get(name)
+        if name in live:
+            taken[name] = None
+        elif node is None:
+            names.add(name)
+        elif node in plan.constant or node < stop:
+            if node not in nodes:
+                nodes.add(node)
+                todo.extend(_reads(graph.node[node]))  # not plan.reads: a repair may have given the node another initializer
+        else:
+            raise ValueError(f"{name}: made by node {node}, which is not before the cut at {stop}")
+    return sorted(nodes), names, sorted(taken)
+
+
+def _affine_nodes(
+    source: str,
+    target: str,
+    gain: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    axis: int,
+    rank: int,
+    elem_type: int,
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """target = gain * source + shift along an axis."""
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    trailing = rank - 1 - axis if axis >= 0 else -1 - axis
+    shape = (-1, *[1] * trailing)
+    values = {f"{target}::gain": gain, f"{target}::shift": shift}
+    initializers = [numpy_helper.from_array(value.reshape(shape).astype(dtype), name) for name, value in values.items()]
+    nodes = [
+        helper.make_node("Mul", [source, f"{target}::gain"], [f"{target}::scaled"]),
+        helper.make_node("Add", [f"{target}::scaled", f"{target}::shift"], [target]),
+    ]
+    return nodes, initializers
+
+
+def tapped(model: onnx.ModelProto, probes: Sequence[Probe]) -> onnx.ModelProto:
+    """A copy of the model that gives the probes' statistics besides its own outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    for probe in probes:
+        made, initializers, values = probe_nodes(probe, opset)
+        copy.graph.node.extend(made)
+        copy.graph.initializer.extend(initializers)
+        copy.graph.output.extend(values)
+    return copy
