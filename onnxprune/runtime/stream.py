@@ -1,0 +1,116 @@
+"""One pass of a model over the calibration batches, stage by stage.
+
+A Stream keeps, for every batch, the tensors that later stages still read. To advance to a point it runs the nodes between the last
+point and this one, once, with the parameters the model has by now, and gives the statistics of the point's tensor. So repairing a
+model of L layers in order costs one forward pass, not L of them. A tensor is dropped when its last reader has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.graph import stages
+from onnxprune.graph.probes import Probe
+from onnxprune.runtime.session import Device, open_session, run_bound, run_session, session_of, to_device
+
+Batch = dict[str, NDArray[Any]]
+Groups = tuple[int, NDArray[Any], NDArray[Any]]
+"""Size of a group, and mean and centred sum of squares of every group and channel, float32 or float64 (groups, channels)."""
+
+
+class Stream:
+    """A walk through a model whose parameters may change ahead of the walk, never behind it.
+
+    Args:
+        model: read anew at every stage; the caller changes the values of its tensors between the calls.
+        batches: the calibration batches; read once, at the first ``advance``.
+        targets: the tensors that will be asked for; nodes that none of them needs never run.
+        device: where the stages run.
+    """
+
+    def __init__(self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device) -> None:
+        self._model = model
+        self._plan = stages.plan(model)
+        self._batches = batches
+        self._targets = list(targets)
+        self._device = device
+        self._live: list[dict[str, Any]] = []
+        self._adjust: dict[str, tuple[NDArray[np.float64], NDArray[np.float64], int]] = {}
+        self.stages_run = 0
+
+    def advance(self, probe: Probe) -> list[Groups]:
+        """The statistics of the probe's tensor, one entry a batch, with every earlier adjustment in force."""
+        targets = self._targets
+        if probe.tensor not in targets:
+            raise ValueError(f"{probe.tensor}: was not announced as a target")
+        self._targets = targets[targets.index(probe.tensor) + 1 :]
+        stop = self._plan.producer.get(probe.tensor, -1) + 1
+        after = self._plan.live(stop, self._targets) | ({probe.tensor} & set(self._targets))
+        first = self.stages_run == 0
+        self.stages_run += 1
+        session: Any = None
+        keep: list[str] = []
+        groups: list[Groups] = []
+        for number, live in enumerate(self._incoming() if first else self._live):
+            if session is None:
+                types = self._types(live if first else None)
+                keep = sorted(after - set(types))
+                data, taken = stages.cut(self._model, self._plan, stop, types, keep, [probe], self._adjust)
+                session = open_session(data, self._device, lean=True)
+            feed = {f"{name}::raw" if name in self._adjust else name: live[name] for name in taken}
+            made = run_bound(session, feed, [*probe.outputs, *keep], self._device)
+            groups.append(read_probe(probe, made))
+            kept = {name: value for name, value in live.items() if name in after}
+            kept.update((name, made[name]) for name in keep)
+            if first:
+                self._live.append(kept)
+            else:
+                self._live[number] = kept
+        return groups
+
+    def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int) -> None:
+        """From here on the tensor reads as gain * tensor + shift, what its repaired layer would have given."""
+        self._adjust[tensor] = (gain, shift, axis)
+
+    def _incoming(self) -> Iterable[dict[str, Any]]:
+        for batch in self._batches:
+            yield {name: to_device(value, self._device) for name, value in batch.items()}
+
+    def _types(self, first: dict[str, Any] | None) -> dict[str, stages.LiveType]:
+        """Element type and shape of every live tensor; a dimension that differs between batches is None."""
+        if first is not None:  # later batches may be shorter, and their lengths are not known yet
+            return {name: (value.element_type(), (None,) * len(value.shape())) for name, value in first.items()}
+        types: dict[str, stages.LiveType] = {}
+        for name, value in self._live[0].items():
+            shapes = [live[name].shape() for live in self._live]
+            dims = [column[0] if len(set(column)) == 1 else None for column in zip(*shapes, strict=True)]
+            types[name] = (value.element_type(), tuple(dims))
+        return types
+
+
+def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
+    """The statistics of one batch from a stage's outputs (OrtValues or arrays)."""
+    mean, m2, shape = (as_array(made[name]) for name in probe.outputs)
+    return probe.group_size(tuple(int(dim) for dim in shape)), mean, m2
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A numpy array of an OrtValue; an array stays as it is."""
+    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
+
+
+def one_pass(model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device) -> Iterator[list[Groups]]:
+    """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
+    copy = stages.tapped(model, probes)
+    del copy.graph.output[: len(model.graph.output)]
+    names = [name for probe in probes for name in probe.outputs]
+    with session_of(copy, device, lean=True) as session:
+        del copy
+        for batch in batches:
+            made = dict(zip(names, run_session(session, batch, names), strict=True))
+            yield [read_probe(probe, made) for probe in probes]
