@@ -1,0 +1,230 @@
+"""The command line: every command opens, calls one function and prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click_default_group import DefaultGroup
+
+from onnxprune import __version__, bars, terminal
+from onnxprune.comparing import compare_files, report_of
+from onnxprune.errors import OnnxpruneError, UsageError
+from onnxprune.graph import layers, model
+from onnxprune.job import plan_jobs, prune_file
+from onnxprune.numerics.allocation import ALLOCATIONS
+from onnxprune.options import DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
+from onnxprune.pipeline import plan
+from onnxprune.report import to_json
+from onnxprune.runtime.calibration import Preprocess
+
+FILE = click.Path(path_type=Path)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """The numbers of A,B,C."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number or A,B,C") from None
+
+
+def named(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """The pairs of NAME=S; the last = counts, for a layer name may hold one."""
+    pairs = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            pairs[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"{value!r} is not NAME=S, such as 'fc=0.5'")
+    return pairs
+
+
+def with_options(*options: Decorator) -> Decorator:
+    """A decorator that adds the options, in the order in which --help shows them."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+ALLOCATION = (
+    click.option("--alloc", type=click.Choice(list(ALLOCATIONS)), default=DEFAULT_ALLOC, show_default=True,
+                 help="How the kept weights are shared out over the layers."),
+    click.option("--include", multiple=True, metavar="REGEX", help="Prune only layers whose name matches. May repeat."),
+    click.option("--exclude", multiple=True, metavar="REGEX", help="Leave layers whose name matches dense. May repeat."),
+    click.option("--layer-sparsity", multiple=True, metavar="NAME=S", callback=named,
+                 help="Sparsity of one layer, which leaves the common budget. May repeat."),
+)  # fmt: skip
+SAMPLES = (
+    click.option("--calib", multiple=True, type=FILE, metavar="PATH",
+                 help="Unlabelled samples: .npy, .npz, or a folder of those or of images. May repeat."),
+    click.option("--samples", default=512, show_default=True, metavar="N", help="Use at most N samples, drawn by --seed."),
+    click.option("--batch-size", default=32, show_default=True, metavar="N", help="Samples a run, where the model leaves it free."),
+    click.option("--mean", callback=numbers, metavar="A,B,C", help="Subtract from the stored values, one or one a channel."),
+    click.option("--std", callback=numbers, metavar="A,B,C", help="Then divide by, one or one a channel."),
+    click.option("--layout", type=click.Choice(["nhwc", "nchw"]), help="Where stored arrays have their channels."),
+    click.option("--resize", type=click.IntRange(1), metavar="N", help="Images: scale the short side to N, then crop the centre."),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."),
+    click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
+)  # fmt: skip
+
+
+@click.group(
+    cls=DefaultGroup,
+    default="prune",
+    default_if_no_args=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="onnxprune")
+def cli() -> None:
+    """Prune an ONNX model to high sparsity and repair it from unlabelled samples.
+
+    \b
+    onnxprune MODEL... --sparsity 0.95 --calib data/    prune (the word "prune" may be left out)
+    onnxprune inspect MODEL                             what can be pruned
+    onnxprune compare DENSE PRUNED --calib data/        how near two models are
+    """
+
+
+def command() -> Decorator:
+    """cli.command() with a type: DefaultGroup has none."""
+    decorator: Decorator = cli.command()
+    return decorator
+
+
+@command()
+@click.argument("models", nargs=-1, required=True, type=FILE, metavar="MODEL...")
+@click.option("--sparsity", type=float, required=True, metavar="S", help="Share of weights to remove, 0 <= S < 1.")
+@click.option(
+    "--repair",
+    type=click.Choice(REPAIRS),
+    default=DEFAULT_REPAIR,
+    show_default=True,
+    help="What is done for the layers after the masks.",
+)
+@with_options(*ALLOCATION, *SAMPLES)
+@click.option(
+    "--holdout",
+    default=0.2,
+    show_default=True,
+    metavar="F",
+    help="Share of samples kept out of the repair, to measure agreement on.",
+)
+@click.option(
+    "--min-agreement",
+    type=float,
+    metavar="A",
+    help="Write nothing and exit with 3 when the agreement on held-out samples is below A.",
+)
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
+@click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
+@click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")
+@click.option("--dry-run", is_flag=True, help="Show the allocation; no samples are needed, nothing is written.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
+def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, dry_run: bool,
+          force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], **options: Any) -> None:  # fmt: skip
+    """Prune each MODEL and repair it; writes MODEL's stem + .pruned.onnx.
+
+    \b
+    Example:  onnxprune model.onnx --alloc erk --sparsity 0.95 --calib data/
+    """
+    asked = _options(options)
+    console = terminal.stdout()
+    if dry_run:
+        for path in models:
+            terminal.show_plan(console, path, plan(path, asked), quiet=quiet)
+        return
+    for job in plan_jobs(list(models), output, out_dir, report, force=force):
+        with bars.progress(job.source.name, quiet=quiet) as tell:
+            done = prune_file(job, calib or None, asked, tell)
+        if not quiet:
+            terminal.show(console, done, verbose=verbose)
+
+
+@command()
+@click.argument("path", type=FILE, metavar="MODEL")
+@click.option("--sparsity", type=float, metavar="S", help="Also show what each layer would keep at this sparsity.")
+@with_options(*ALLOCATION)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -> None:
+    """Show the layers of MODEL, and with --sparsity what each would keep.
+
+    \b
+    Example:  onnxprune inspect model.onnx --alloc lamp --sparsity 0.9
+    """
+    console = terminal.stdout()
+    if sparsity is None:
+        found = layers.find(model.load(path).model)
+        if as_json:
+            click.echo(to_json(report_of(found)), nl=False)
+        else:
+            terminal.show_found(console, path, found)
+        return
+    report = plan(path, Options(sparsity=sparsity, repair="none", **options))
+    if as_json:
+        click.echo(to_json(report), nl=False)
+    else:
+        terminal.show_plan(console, path, report, quiet=False)
+
+
+@command()
+@click.argument("dense", type=FILE, metavar="DENSE")
+@click.argument("pruned", type=FILE, metavar="PRUNED")
+@with_options(*SAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Show how near PRUNED is to DENSE on samples, layer densities and sizes.
+
+    \b
+    Example:  onnxprune compare model.onnx model.pruned.onnx --calib data/
+    """
+    if not calib:
+        raise UsageError("compare needs samples to run both models on; give --calib PATH")
+    with bars.progress(pruned.name, quiet=as_json) as tell:
+        found = compare_files(dense, pruned, calib, _options({**options, "sparsity": 0.0}), tell)
+    if as_json:
+        click.echo(to_json(found), nl=False)
+    else:
+        terminal.show_comparison(terminal.stdout(), found)
+
+
+def _options(values: dict[str, Any]) -> Options:
+    """The command line's values as Options; those that say how samples are read go together."""
+    told = {name: values.pop(name) for name in ("mean", "std", "layout", "resize")}
+    return Options(preprocess=Preprocess(**told), **values)
+
+
+def main() -> None:
+    """The console script: one line on stderr and the error's exit code, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except OnnxpruneError as error:
+        _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", 130)
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(f"onnxprune: error: {text}", err=True)
+    sys.exit(code)

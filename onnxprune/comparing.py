@@ -1,0 +1,115 @@
+"""Two models side by side: how near their outputs are on samples, how dense their layers are, how large their files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.clock import Progress, ticker
+from onnxprune.errors import ModelError
+from onnxprune.graph import layers
+from onnxprune.graph import model as files
+from onnxprune.graph.tensors import Constants
+from onnxprune.judging import collect, compare_outputs
+from onnxprune.options import Options
+from onnxprune.pipeline import Calib, draw, input_specs
+from onnxprune.report import FileReport, OutputAgreement
+from onnxprune.runtime import calibration
+from onnxprune.runtime.session import choose_device, session_of
+from onnxprune.sizes import describe
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """Share of non-zero weights of one layer in both models; None where the pruned model has no layer of that weight."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    weights: int
+    dense: float
+    pruned: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pruned model against the dense one."""
+
+    dense: FileReport
+    pruned: FileReport
+    provider: str
+    samples: int
+    outputs: tuple[OutputAgreement, ...]
+    layers: tuple[LayerDensity, ...]
+    notes: tuple[str, ...]
+    schema: int = 1
+
+
+def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, progress: Progress) -> Comparison:
+    """The comparison of two models with the same inputs and outputs, on the samples that the options draw.
+
+    Raises:
+        ModelError: the two models do not have the same inputs or float outputs.
+        CalibrationError: the samples do not fit.
+    """
+    first, second = files.load(dense), files.load(pruned)
+    specs = input_specs(first.model)
+    if specs != input_specs(second.model):
+        raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
+    device = choose_device(options.device)
+    taken = draw(calib, specs, options, holdout=0.0)
+    outputs = []
+    for name, loaded in (("dense outputs", first), ("pruned outputs", second)):
+        tick = ticker(progress, name, -(-len(taken.split.repair) // taken.batch_size))
+        with session_of(loaded.model, device) as session:
+            outputs.append(collect(session, calibration.batches(taken.samples, taken.split.repair, taken.batch_size), tick))
+    if outputs[0].keys() != outputs[1].keys():
+        raise ModelError(f"{pruned}: its outputs {', '.join(outputs[1])} are not those of {dense}: {', '.join(outputs[0])}")
+    return Comparison(
+        dense=describe(dense, first.files, first.files),
+        pruned=describe(pruned, second.files, second.files),
+        provider=device.provider,
+        samples=len(taken.split.repair),
+        outputs=compare_outputs(*outputs),
+        layers=tuple(_densities(first, second)),
+        notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes),
+    )
+
+
+def _densities(first: files.Loaded, second: files.Loaded) -> list[LayerDensity]:
+    dense, pruned = Constants(first.model), Constants(second.model)
+    rows = []
+    for layer in layers.find(first.model).layers:
+        other = None
+        if pruned.resolve(layer.weight) is not None and pruned.shape(layer.weight) == layer.shape:
+            other = _density(pruned, layer.weight)
+        rows.append(LayerDensity(layer.name, layer.op, layer.shape, layer.size, _density(dense, layer.weight), other))
+    return rows
+
+
+def _density(constants: Constants, weight: str) -> float:
+    values = constants.read(weight)
+    return float(np.count_nonzero(values) / values.size)
+
+
+def report_of(found: layers.Found) -> dict[str, Any]:
+    """What was found in a model, as a plain structure for JSON."""
+    return {
+        "schema": 1,
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "weight": layer.weight,
+                "shape": layer.shape,
+                "weights": layer.size,
+                "nodes": len(layer.uses),
+            }
+            for layer in found.layers
+        ],
+        "norms": [{"name": norm.name, "op": norm.op, "channels": norm.channels} for norm in found.norms],
+        "skipped": [asdict(entry) for entry in found.skipped],
+    }

@@ -1,0 +1,106 @@
+"""One model file in, one model file and its report out: what the command line does for each model."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxprune.clock import Progress
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.graph import model as files
+from onnxprune.options import Options
+from onnxprune.pipeline import Calib, Result, run
+from onnxprune.report import FileReport, Report, to_json
+from onnxprune.sizes import describe
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where one model comes from and goes to. ``report`` is the JSON file, None for none."""
+
+    source: Path
+    target: Path
+    report: Path | None = None
+
+
+def plan_jobs(sources: list[Path], output: Path | None, folder: Path | None, report: Path | None, *, force: bool) -> list[Job]:
+    """The job of every model, checked against each other and the disk before anything runs.
+
+    Raises:
+        UsageError: options contradict each other, or a target is an input, exists without --force, or is named twice.
+        ModelError: the folder of a target is missing or cannot be written to.
+    """
+    if len(sources) > 1 and output is not None:
+        raise UsageError(f"-o takes one file, but {len(sources)} models were given; use --out-dir")
+    if output is not None and folder is not None:
+        raise UsageError("-o and --out-dir exclude each other; give one of them")
+    if len(sources) > 1 and report is not None:
+        raise UsageError(f"--report takes one file, but {len(sources)} models were given; prune them one by one")
+    jobs = []
+    for source in sources:
+        target = output or (folder or source.parent) / f"{source.stem}.pruned.onnx"
+        jobs.append(Job(source, target, report))
+    inputs = {source.resolve() for source in sources}
+    seen: dict[Path, Path] = {}
+    for job in jobs:
+        for path in (job.target, *([job.report] if job.report else [])):
+            if path.resolve() in inputs:
+                raise UsageError(f"{path} is an input; choose another name with -o, --out-dir or --report")
+            if path.resolve() in seen:
+                raise UsageError(f"{path} would be written twice, for {seen[path.resolve()]} and {job.source}")
+            seen[path.resolve()] = job.source
+            if path.exists() and not force:
+                raise UsageError(f"{path} exists; give --force to replace it")
+            if not path.parent.is_dir():
+                raise ModelError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+            files.check_writable(path)
+    return jobs
+
+
+def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progress) -> Report:
+    """Prune one file, write the model and its report, and return the report.
+
+    Raises:
+        OnnxpruneError: nothing was written; what was at the targets before is still there.
+    """
+    start = time.perf_counter()
+    failed = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        # gzip needs no lock of ours and takes as long as a third of the repair, so it runs beside it.
+        source = pool.submit(lambda: _describe_source(job.source, failed.is_set))
+        try:
+            result = run(job.source, calib, options, progress)
+            return _write(job, result, source.result, start)
+        finally:
+            failed.set()
+
+
+def _describe_source(path: Path, stop: Callable[[], bool]) -> FileReport:
+    names = files.files_of(path)
+    return describe(path, names, names, stop)
+
+
+def _write(job: Job, result: Result, source: Callable[[], FileReport], start: float) -> Report:
+    """Write the model and the report: both are complete on the disk before either takes its name."""
+    begin = time.perf_counter()
+    report = result.report
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(files.replacing(job.report)) if job.report is not None else None
+
+        def sealed(temporary: tuple[Path, ...]) -> None:
+            nonlocal report
+            output = describe(job.target, (job.target, *temporary[1:]), temporary)
+            now = time.perf_counter()
+            seconds = {**report.seconds, "save": now - begin, "total": now - start}
+            report = replace(report, input=source(), output=output, seconds=seconds)
+            if handle is not None:
+                handle.write(to_json(report).encode())
+                handle.flush()
+
+        files.save(result.model, job.target, external=result.external, sealed=sealed)
+    return report

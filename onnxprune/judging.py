@@ -1,0 +1,86 @@
+"""Run models on held-out samples and compare what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import RuntimeFailure
+from onnxprune.numerics.agreement import Agreement, agreement
+from onnxprune.report import AgreementReport, OutputAgreement
+from onnxprune.runtime.session import run_session
+from onnxprune.runtime.stream import Batch
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def collect(session: Any, batches: Iterable[Batch], tick: Callable[[], None] = lambda: None) -> Outputs:
+    """Output name -> the values over all batches, (samples, ...), for the outputs that are float tensors.
+
+    An output without a batch axis counts each batch as one sample.
+    """
+    names = [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        for name, value in zip(names, run_session(session, batch, names), strict=True):
+            parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, -1))
+        tick()
+    return {name: _joined(values) for name, values in parts.items()}
+
+
+FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
+
+
+def _joined(values: list[NDArray[Any]]) -> NDArray[Any]:
+    """The batches one after the other; each batch is one row where their shapes differ."""
+    if len({value.shape[1:] for value in values}) == 1:
+        return np.concatenate(values)
+    width = max(value.size for value in values)
+    rows = np.zeros((len(values), width))
+    for row, value in zip(rows, values, strict=True):
+        row[: value.size] = value.ravel()
+    return rows
+
+
+def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ...]:
+    """The agreement of every output.
+
+    Raises:
+        RuntimeFailure: the dense model itself gives NaN or infinity, so nothing can be compared.
+    """
+    entries = []
+    for name, values in dense.items():
+        if not np.isfinite(values.astype(np.float64)).all():
+            raise RuntimeFailure(f"output {name!r} of the dense model has NaN or infinity on the calibration samples")
+        found: Agreement = agreement(values, other[name])
+        entries.append(OutputAgreement(name, found.samples, found.top1, found.kl, found.cosine, found.sqnr_db))
+    return tuple(entries)
+
+
+def judge(dense: Outputs, masked: Outputs, repaired: Outputs) -> AgreementReport | None:
+    """The agreement before and after the repair, None when the model has no float output.
+
+    The score is the top-1 agreement of the first output that has classes; without one, the cosine of the first output.
+    """
+    before, after = compare_outputs(dense, masked), compare_outputs(dense, repaired)
+    if not after:
+        return None
+    place = next((number for number, entry in enumerate(after) if entry.top1 is not None), 0)
+    return AgreementReport(
+        samples=after[place].samples,
+        measure="cosine" if after[place].top1 is None else "top1",
+        output=after[place].output,
+        masked_score=score(before[place]),
+        score=score(after[place]),
+        masked=before,
+        repaired=after,
+    )
+
+
+def score(entry: OutputAgreement) -> float:
+    """Top-1 agreement where there are classes, else the cosine, in 0..1."""
+    return entry.top1 if entry.top1 is not None else min(1.0, max(0.0, entry.cosine))

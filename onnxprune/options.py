@@ -1,0 +1,114 @@
+"""What a run is asked to do, checked before anything is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxprune.errors import UsageError
+from onnxprune.graph.layers import Layer
+from onnxprune.numerics.allocation import ALLOCATIONS
+from onnxprune.runtime.calibration import Preprocess
+
+REPAIRS = ("none", "bn", "layer", "channel", "asr")
+DEFAULT_ALLOC = "erk"
+DEFAULT_REPAIR = "channel"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run; the command line and the README say what each means.
+
+    ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1.
+
+    Raises:
+        UsageError: a value is out of its range or not one of its choices.
+    """
+
+    sparsity: float
+    alloc: str = DEFAULT_ALLOC
+    repair: str = DEFAULT_REPAIR
+    samples: int = 512
+    batch_size: int = 32
+    device: str = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    layer_sparsity: Mapping[str, float] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    holdout: float = 0.2
+    seed: int = 0
+    min_agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
+            if not 0 <= value < 1:  # false for nan too
+                raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
+        for flag, word, choices in (("--alloc", self.alloc, tuple(ALLOCATIONS)), ("--repair", self.repair, REPAIRS)):
+            if word not in choices:
+                raise UsageError(f"{flag} {word!r} is not known; choose one of {', '.join(choices)}")
+        if not (math.isfinite(self.holdout) and 0 <= self.holdout < 1):
+            raise UsageError(f"--holdout {self.holdout} is not in 0 <= F < 1; it is the share of samples kept out of the repair")
+        for flag, number in (("--samples", self.samples), ("--batch-size", self.batch_size)):
+            if number < 1:
+                raise UsageError(f"{flag} {number} is not a positive number")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
+        if self.min_agreement is not None:
+            if not 0 <= self.min_agreement <= 1:
+                raise UsageError(f"--min-agreement {self.min_agreement} is not in 0 <= A <= 1; it is a share of the samples")
+            if self.holdout == 0:
+                raise UsageError("--min-agreement needs held-out samples to measure; give --holdout above 0")
+        for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+
+def selected(layers: Sequence[Layer], options: Options) -> list[bool]:
+    """For every layer, whether it is pruned: it matches an --include (or there is none) and no --exclude.
+
+    Raises:
+        UsageError: a pattern matches no layer, or no layer is left.
+    """
+    names = [layer.name for layer in layers]
+    for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in names):
+                raise UsageError(f"{flag} {pattern!r} matches none of the {len(names)} layers, such as {names[0]!r}")
+    chosen = [
+        (not options.include or any(re.search(pattern, name) for pattern in options.include))
+        and not any(re.search(pattern, name) for pattern in options.exclude)
+        for name in names
+    ]
+    if not any(chosen):
+        raise UsageError(f"--include and --exclude leave none of the {len(names)} layers to prune")
+    return chosen
+
+
+def fixed_sparsity(layers: Sequence[Layer], chosen: Sequence[bool], options: Options) -> dict[int, float]:
+    """Layer number -> the sparsity that --layer-sparsity gives it.
+
+    NAME is a layer's whole name or, when no layer has that name, a regular expression.
+
+    Raises:
+        UsageError: a name meets no layer that is pruned.
+    """
+    fixed = {}
+    for name, value in options.layer_sparsity.items():
+        hits = [number for number, layer in enumerate(layers) if layer.name == name]
+        if not hits:
+            try:
+                hits = [number for number, layer in enumerate(layers) if re.search(name, layer.name)]
+            except re.error as error:
+                raise UsageError(f"--layer-sparsity {name!r} is no layer and no regular expression: {error}") from None
+        if not hits:
+            raise UsageError(f"--layer-sparsity {name!r} matches none of the {len(layers)} layers, such as {layers[0].name!r}")
+        left_out = [layers[number].name for number in hits if not chosen[number]]
+        if left_out:
+            raise UsageError(f"--layer-sparsity {name!r}: layer {left_out[0]!r} is left out by --include or --exclude")
+        fixed.update(dict.fromkeys(hits, value))
+    return fixed

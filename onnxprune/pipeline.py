@@ -1,0 +1,228 @@
+"""prune(): the one place where graph, numerics and runtime meet.
+
+Load, find the layers, share out the sparsity, mask, then judge and repair with the calibration samples. The given model is never
+changed; the repaired one is a copy of it in which named tensors have new values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.clock import Clock, Progress, ticker
+from onnxprune.errors import GateError, ModelError, UsageError
+from onnxprune.graph import affine
+from onnxprune.graph import model as files
+from onnxprune.judging import Outputs, collect, judge
+from onnxprune.masking import Masked, apply_masks
+from onnxprune.options import Options
+from onnxprune.report import AgreementReport, CalibrationReport, Report
+from onnxprune.reporting import build
+from onnxprune.runtime import calibration
+from onnxprune.runtime.calibration import InputSpec, Samples, Split
+from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
+from onnxprune.runtime.stream import Batch
+from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
+
+Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files."""
+
+    model: onnx.ModelProto
+    report: Report
+    external: bool = False
+
+    def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Write the model in one rename and return the files; see onnxprune.graph.model.save."""
+        return files.save(self.model, Path(path), external=self.external)
+
+
+def prune(
+    model: str | Path | onnx.ModelProto,
+    calib: Calib | None = None,
+    *,
+    progress: Progress = lambda phase, done, total: None,
+    **options: Any,
+) -> Result:
+    """The pruned and repaired model, and the report on it; nothing is written.
+
+    Args:
+        model: an ONNX file, or a model in memory, which is not changed.
+        calib: files or folders of unlabelled samples, or arrays (one, or one an input by name). Not needed for repair="none".
+        progress: called as progress(phase, done, total) along the way.
+        **options: the fields of onnxprune.Options; ``sparsity`` is required.
+
+    Raises:
+        OnnxpruneError: one of its children, with one line that says what to do.
+    """
+    return run(model, calib, Options(**options), progress)
+
+
+def plan(model: str | Path | onnx.ModelProto, options: Options) -> Report:
+    """The report of a run that stops after the allocation: what each layer would keep. Needs no samples."""
+    clock = Clock()
+    with clock.phase("load"):
+        dense = model if isinstance(model, onnx.ModelProto) else files.load(Path(model)).model
+    with clock.phase("allocation"):
+        masked = apply_masks(dense, options)
+    return build(masked, options, [], None, None, None, clock.seconds, [])
+
+
+def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress) -> Result:
+    """prune() with its options in one piece."""
+    clock = Clock()
+    notes = [text for text in (both_runtimes(),) if text]
+    if calib is None and (options.repair != "none" or options.min_agreement is not None):
+        what = f"--repair {options.repair}" if options.repair != "none" else "--min-agreement"
+        raise UsageError(f"{what} needs calibration samples; give --calib PATH, or --repair none for masks alone")
+    with clock.phase("load"):
+        loaded = None if isinstance(model, onnx.ModelProto) else files.load(Path(model))
+        dense = loaded.model if loaded is not None else model
+        assert isinstance(dense, onnx.ModelProto)
+    with clock.phase("allocation"):
+        masked = apply_masks(dense, options)
+    outcomes: list[Outcome] = []
+    agreement: AgreementReport | None = None
+    taken: Taken | None = None
+    device: Device | None = None
+    if calib is not None:
+        device = choose_device(options.device)
+        taken = draw(calib, input_specs(dense), options, holdout=options.holdout)
+        notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
+        tools = Tools(device, taken, clock, progress)
+        first = _outputs(dense, "dense outputs", tools)
+        masks_alone = _outputs(masked.model, "masked outputs", tools) if options.repair != "none" else None
+        outcomes = _repair(dense, masked, options, tools)
+        last = _outputs(masked.model, "repaired outputs", tools)
+        if first is not None and last is not None:
+            agreement = judge(first, masks_alone or last, last)
+    used = None if taken is None else taken.report
+    report = build(masked, options, outcomes, agreement, used, device, clock.seconds, notes)
+    _gate(options, agreement)
+    return Result(masked.model, report, loaded is not None and loaded.external)
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """The samples of a run, and how they are split and batched."""
+
+    samples: Samples
+    split: Split
+    batch_size: int
+
+    @property
+    def report(self) -> CalibrationReport:
+        """The numbers for the report."""
+        repair, holdout = len(self.split.repair), len(self.split.holdout)
+        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What every pass over the samples needs."""
+
+    device: Device
+    taken: Taken
+    clock: Clock
+    progress: Progress
+
+
+def draw(calib: Calib, specs: list[InputSpec], options: Options, *, holdout: float) -> Taken:
+    """The calibration samples behind paths or arrays, split and batched as the options and the model's batch axis say.
+
+    Raises:
+        CalibrationError: the samples are missing, do not fit the inputs, or are too few.
+    """
+    if isinstance(calib, (np.ndarray, Mapping)):
+        samples = calibration.from_arrays(calib, specs, options.preprocess)
+    else:
+        paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
+        samples = calibration.open_samples(paths, specs, options.preprocess)
+    fixed = specs[0].shape[0]
+    split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
+    return Taken(samples, split, fixed or options.batch_size)
+
+
+def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
+    """The model's outputs on the held-out samples, None when none are held out."""
+    held = tools.taken.split.holdout
+    if not len(held):
+        return None
+    size = tools.taken.batch_size
+    with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
+        tick = ticker(tools.progress, phase, -(-len(held) // size))
+        return collect(session, calibration.batches(tools.taken.samples, held, size), tick)
+
+
+def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> list[Outcome]:
+    """Repair the masked model in place, where anything that was pruned reaches.
+
+    bn makes every BatchNormalization's statistics those of the calibration samples, also before the first pruned layer.
+    """
+    pruned = [layer.weight for layer, keep in zip(masked.found.layers, masked.keep, strict=True) if keep < layer.size]
+    if options.repair == "none" or not pruned:
+        return []
+    reached = touched(masked.model, pruned)
+    points = [
+        point
+        for point in affine.points(masked.found)
+        if point.dense_tensor in reached or (options.repair == "bn" and point.kind == "batchnorm")
+    ]
+    size, rows = tools.taken.batch_size, tools.taken.split.repair
+
+    def batches() -> Iterator[Batch]:
+        return calibration.batches(tools.taken.samples, rows, size)
+
+    with tools.clock.phase("dense statistics"):
+        tick = ticker(tools.progress, "dense statistics", -(-len(rows) // size))
+        moments = dense_moments(dense, points, batches(), tools.device, tick)
+    with tools.clock.phase("repair"):
+        tick = ticker(tools.progress, "repair", len(points))
+        return repair_in_order(masked.constants, points, moments, options.repair, batches(), tools.device, tick)
+
+
+def _gate(options: Options, agreement: AgreementReport | None) -> None:
+    """Raises GateError when the agreement with the dense model is below --min-agreement."""
+    if options.min_agreement is None:
+        return
+    if agreement is None:
+        raise UsageError("--min-agreement: the model has no float output to compare")
+    if agreement.score < options.min_agreement:
+        raise GateError(
+            f"agreement with the dense model is {agreement.score:.4f} ({agreement.measure}, {agreement.samples} held-out samples), "
+            f"below --min-agreement {options.min_agreement}; nothing was written; "
+            f"lower --sparsity or try another --alloc or --repair"
+        )
+
+
+def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
+    """Name, dtype and shape of every input that must be fed.
+
+    Raises:
+        ModelError: an input is not a tensor.
+    """
+    initial = {tensor.name for tensor in model.graph.initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in initial:
+            continue
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+            raise ModelError(
+                f"input {value.name!r} is not a tensor of known rank; such models cannot be fed from calibration files"
+            )
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        dims = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim)
+        specs.append(InputSpec(value.name, dtype, dims))
+    if not specs:
+        raise ModelError("the model has no input to feed")
+    return specs

@@ -1,0 +1,176 @@
+"""What a run did, as frozen dataclasses, and as JSON. The README documents every field; a change of meaning raises SCHEMA."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One prunable weight. ``pruned`` is False for a layer left out by --include or --exclude; it keeps all its weights.
+
+    ``nonzero`` counts the values in the file that goes out; it is below ``kept`` where kept weights were zero already.
+    Variance errors are root mean squares over channels of log(v_current / v_dense), None where the repair did not touch the layer.
+    """
+
+    name: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+    nonzero: int
+    density: float
+    pruned: bool
+    repair: str
+    channels: int
+    dead_channels: int
+    gain_min: float | None
+    gain_max: float | None
+    variance_error_before: float | None
+    variance_error_after: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NormReport:
+    """A normalisation that belongs to no layer and was repaired on its own."""
+
+    name: str
+    op: str
+    repair: str
+    channels: int
+    dead_channels: int
+    variance_error_before: float | None
+    variance_error_after: float | None
+
+
+@dataclass(frozen=True)
+class SkippedReport:
+    """A node with weights that was left as it was, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """How near one output is to the dense model's on the held-out samples. ``top1`` is the share of samples with the same class."""
+
+    output: str
+    samples: int
+    top1: float | None
+    kl: float | None
+    cosine: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class AgreementReport:
+    """Agreement with the dense model on samples that took no part in the repair.
+
+    ``masked`` is the model with masks alone, ``repaired`` the one that goes out. ``score`` is what --min-agreement is held
+    against: the measure named by ``measure`` on the output named by ``output``.
+    """
+
+    samples: int
+    measure: str
+    output: str
+    masked_score: float
+    score: float
+    masked: tuple[OutputAgreement, ...]
+    repaired: tuple[OutputAgreement, ...]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """A model file: its bytes (external data included), what gzip -6 makes of them, and the SHA-256 over them."""
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+    gzip_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """The samples a run used: how many were there, how many repaired the model and how many judged it."""
+
+    paths: tuple[str, ...]
+    available: int
+    repair: int
+    holdout: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class ChangesReport:
+    """Everything that is different between the file that came in and the one that went out.
+
+    ``values``: tensors with new values. ``initializers`` and ``nodes``: added. ``rewired``: nodes that read an added
+    initializer now.
+    """
+
+    values: tuple[str, ...]
+    initializers: tuple[str, ...]
+    nodes: tuple[str, ...]
+    rewired: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run. ``weights`` and ``kept`` count the layers that are pruned; ``sparsity`` = 1 - kept / weights.
+
+    ``seconds`` is wall time by phase. ``provider`` is the execution provider that really ran, None when nothing did.
+    """
+
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+    input: FileReport | None
+    output: FileReport | None
+    provider: str | None
+    sparsity_asked: float
+    sparsity: float
+    weights: int
+    kept: int
+    layers: tuple[LayerReport, ...]
+    norms: tuple[NormReport, ...]
+    skipped: tuple[SkippedReport, ...]
+    calibration: CalibrationReport | None
+    agreement: AgreementReport | None
+    changes: ChangesReport
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+    schema: int = SCHEMA
+
+    @property
+    def dead_channels(self) -> int:
+        """Channels that no longer vary, over all layers and normalisations."""
+        return sum(layer.dead_channels for layer in self.layers) + sum(norm.dead_channels for norm in self.norms)
+
+
+def to_json(report: Any) -> str:
+    """The report (any of these dataclasses, or a plain structure of them) as indented JSON; infinities and NaN become null."""
+    return json.dumps(_plain(report), indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"schema": fields.pop("schema"), **fields} if "schema" in fields else fields
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,139 @@
+"""From what a run found and did to its Report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from onnxprune.graph.layers import Layer
+from onnxprune.masking import Masked
+from onnxprune.options import Options
+from onnxprune.report import (
+    AgreementReport,
+    CalibrationReport,
+    ChangesReport,
+    LayerReport,
+    NormReport,
+    Report,
+    SkippedReport,
+)
+from onnxprune.runtime.session import Device
+from onnxprune.sequential import Outcome
+
+
+def build(
+    masked: Masked,
+    options: Options,
+    outcomes: Sequence[Outcome],
+    agreement: AgreementReport | None,
+    calibration: CalibrationReport | None,
+    device: Device | None,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+) -> Report:
+    """The report of a run, without its files."""
+    by_layer: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.point.layer is not None:
+            by_layer[outcome.point.layer.weight].append(outcome)
+    layers = tuple(
+        _layer(masked, layer, keep, taken, by_layer[layer.weight])
+        for layer, keep, taken in zip(masked.found.layers, masked.keep, masked.chosen, strict=True)
+    )
+    pruned = [entry for entry in layers if entry.pruned]
+    weights, kept = sum(entry.weights for entry in pruned), sum(entry.kept for entry in pruned)
+    changes = masked.constants.changes
+    return Report(
+        options=_options(options),
+        versions=versions(),
+        input=None,
+        output=None,
+        provider=None if device is None else device.provider,
+        sparsity_asked=options.sparsity,
+        sparsity=1 - kept / weights,
+        weights=weights,
+        kept=kept,
+        layers=layers,
+        norms=tuple(_norm(outcome) for outcome in outcomes if outcome.point.layer is None),
+        skipped=tuple(SkippedReport(entry.name, entry.op, entry.reason) for entry in masked.found.skipped),
+        calibration=calibration,
+        agreement=agreement,
+        changes=ChangesReport(
+            *(tuple(sorted(names)) for names in (changes.values, changes.initializers, changes.nodes, changes.inputs))
+        ),
+        seconds=dict(seconds),
+        notes=tuple(notes),
+    )
+
+
+def _layer(masked: Masked, layer: Layer, keep: int, taken: bool, outcomes: Sequence[Outcome]) -> LayerReport:
+    """The row of one layer; a weight with several uses adds their channels and takes the worst of their errors."""
+    notes = []
+    if not taken:
+        notes.append("left dense by --include or --exclude")
+    if keep == 0:
+        notes.append("keeps no weight: the layer is cut")
+    if len(layer.uses) > 1:
+        notes.append(f"weight of {len(layer.uses)} nodes")
+    if outcomes and any(use.norm is not None for use in layer.uses):
+        notes.append("repaired in its BatchNormalization")
+    notes += [note for outcome in outcomes for note in outcome.notes]
+    return LayerReport(
+        name=layer.name,
+        op=layer.op,
+        weight=layer.weight,
+        shape=layer.shape,
+        weights=layer.size,
+        kept=keep,
+        nonzero=int(np.count_nonzero(masked.constants.read(layer.weight))),
+        density=keep / layer.size,
+        pruned=taken,
+        repair=outcomes[0].rule if outcomes else "none",
+        channels=layer.uses[0].channels,
+        dead_channels=sum(outcome.dead for outcome in outcomes),
+        gain_min=min((outcome.gain[0] for outcome in outcomes), default=None),
+        gain_max=max((outcome.gain[1] for outcome in outcomes), default=None),
+        variance_error_before=_worst(outcome.error_before for outcome in outcomes),
+        variance_error_after=_worst(outcome.error_after for outcome in outcomes),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _worst(values: Any) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _norm(outcome: Outcome) -> NormReport:
+    assert outcome.point.norm is not None
+    return NormReport(
+        name=outcome.point.name,
+        op=outcome.point.norm.op,
+        repair=outcome.rule,
+        channels=outcome.point.channels,
+        dead_channels=outcome.dead,
+        variance_error_before=outcome.error_before,
+        variance_error_after=outcome.error_after,
+    )
+
+
+def _options(options: Options) -> dict[str, Any]:
+    return dataclasses.asdict(options)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from onnxprune import __version__  # at call time: the package imports this module
+
+    found = {"onnxprune": __version__, "python": platform.python_version()}
+    for name in ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,164 @@
+"""Statistic repair, layer after layer: when a layer is repaired, all before it already are.
+
+The dense model's statistics do not depend on the repair and come from one plain pass. The current model is walked by a Stream: its
+statistics at a place of repair come from a model whose earlier places are already repaired. Two passes in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.graph import affine, stages
+from onnxprune.graph.affine import Point
+from onnxprune.graph.probes import Probe
+from onnxprune.graph.tensors import Constants
+from onnxprune.numerics.moments import Moments
+from onnxprune.numerics.repair import dead_channels, repair
+from onnxprune.runtime.session import Device
+from onnxprune.runtime.stream import Batch, Groups, Stream, one_pass
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a repair did at one place: ``rule`` as written, the range of its gains, how many channels are dead, and remarks.
+
+    ``error_before`` and ``error_after`` are the root mean square over channels of log(v_c / v_d), before and after the
+    repair of this place.
+    """
+
+    point: Point
+    rule: str
+    gain: tuple[float, float]
+    dead: int
+    error_before: float | None
+    error_after: float | None
+    notes: tuple[str, ...] = ()
+
+
+def touched(model: onnx.ModelProto, pruned: Iterable[str]) -> frozenset[str]:
+    """The tensors that depend on a pruned weight, the weights among them."""
+    reached = set(pruned)
+    for number, reads in enumerate(stages.plan(model).reads):
+        if not reached.isdisjoint(reads):
+            reached.update(model.graph.node[number].output)
+    return frozenset(reached)
+
+
+def dense_moments(
+    model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick
+) -> list[Moments]:
+    """The moments of every point in the model as given, in one pass over the batches."""
+    constants = Constants(model)
+    probes = [_probe(point, point.dense_tensor, constants) for point in points]
+    moments = [Moments.empty(probe.channels) for probe in probes]
+    for groups in one_pass(model, probes, batches, device):
+        moments = [so_far.merge(Moments.from_groups(*group)) for so_far, group in zip(moments, groups, strict=True)]
+        tick()
+    return moments
+
+
+def repair_in_order(
+    constants: Constants,
+    points: Sequence[Point],
+    dense: Sequence[Moments],
+    rule: str,
+    batches: Iterable[Batch],
+    device: Device,
+    tick: Tick,
+) -> list[Outcome]:
+    """Repair the model behind ``constants`` in place, point by point, and say what was done at each.
+
+    ``rule`` is bn, layer, channel or asr. bn sets the statistics of every BatchNormalization; a layer without one had it folded
+    into its weights, where the same recalibration is a channel repair.
+    """
+    model = constants.model
+    stream = Stream(model, batches, [point.tensor for point in points], device)
+    added: list[tuple[int, onnx.NodeProto]] = []
+    outcomes = []
+    for point, target in zip(points, dense, strict=True):
+        current = _fold(stream.advance(_probe(point, point.tensor, constants)), point.channels)
+        node = model.graph.node[point.node]
+        if point.kind == "batchnorm" and point.norm is not None:
+            gain, shift = affine.normalisation(constants, node, point.norm)
+            if rule == "bn":
+                outcomes.append(_recalibrate(constants, point, node, target, current))
+                tick()
+                continue
+            current = current.affine(gain, shift)
+        found = repair("channel" if rule == "bn" else rule, target, current)
+        gain, shift = found.gain, found.shift
+        notes: tuple[str, ...] = ()
+        if point.shared:
+            gain = np.ones_like(gain)
+            shift = target.mean - current.mean
+            notes = ("its weight is shared, so only the shift is repaired",)
+        added.extend(affine.write_affine(constants, point, gain, shift))
+        if point.kind != "batchnorm":
+            stream.adjust(point.tensor, gain, shift, point.axis)
+        after = current.affine(gain, shift)
+        outcomes.append(
+            Outcome(
+                point,
+                rule if point.norm is not None or rule != "bn" else "bn (folded)",
+                (float(gain.min()), float(gain.max())),
+                int(found.dead.sum()),
+                variance_error(target, current),
+                variance_error(target, after),
+                notes,
+            )
+        )
+        tick()
+    affine.insert(model, added)
+    return outcomes
+
+
+def _recalibrate(constants: Constants, point: Point, node: onnx.NodeProto, target: Moments, current: Moments) -> Outcome:
+    """Make the current statistics those of the BatchNormalization."""
+    assert point.norm is not None
+    old = affine.normalisation(constants, node, point.norm)
+    affine.write_statistics(constants, node, current.mean, current.variance)
+    new = affine.normalisation(constants, node, point.norm)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.where(old[0] == 0, 1.0, new[0] / old[0])
+    before = current.affine(*old)
+    return Outcome(
+        point,
+        "bn",
+        (float(gain.min()), float(gain.max())),
+        int(dead_channels(target, before).sum()),
+        variance_error(target, before),
+        variance_error(target, current.affine(*new)),
+    )
+
+
+def variance_error(dense: Moments, current: Moments) -> float | None:
+    """Root mean square over channels of log(v_c / v_d); channels that do not vary in both models are left out, None without any."""
+    both = (dense.variance > 0) & (current.variance > 0)
+    if not both.any():
+        return None
+    ratio: NDArray[np.float64] = np.log(current.variance[both] / dense.variance[both])
+    return float(np.sqrt(np.mean(ratio**2)))
+
+
+def _probe(point: Point, tensor: str, constants: Constants) -> Probe:
+    """The probe of a tensor; its element type is that of the parameter beside it."""
+    if point.layer is not None:
+        parameter = point.layer.weight
+    else:
+        assert point.norm is not None
+        parameter = constants.model.graph.node[point.node].input[point.norm.scale]
+    return Probe(tensor, point.axis, point.channels, constants.data_type(parameter))
+
+
+def _fold(batches: Iterable[Groups], channels: int) -> Moments:
+    moments = Moments.empty(channels)
+    for size, mean, m2 in batches:
+        moments = moments.merge(Moments.from_groups(size, mean, m2))
+    return moments
