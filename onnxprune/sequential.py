@@ -89,6 +89,7 @@ def repair_in_order(
             gain, shift = affine.normalisation(constants, node, point.norm)
             if rule == "bn":
                 outcomes.append(_recalibrate(constants, point, node, target, current))
+                _tell(stream, constants, point, gain, shift)
                 tick()
                 continue
             current = current.affine(gain, shift)
@@ -100,8 +101,7 @@ def repair_in_order(
             shift = target.mean - current.mean
             notes = ("its weight is shared, so only the shift is repaired",)
         added.extend(affine.write_affine(constants, point, gain, shift))
-        if point.kind != "batchnorm":
-            stream.adjust(point.tensor, gain, shift, point.axis)
+        _tell(stream, constants, point, gain, shift)
         after = current.affine(gain, shift)
         outcomes.append(
             Outcome(
@@ -117,6 +117,15 @@ def repair_in_order(
         tick()
     affine.insert(model, added)
     return outcomes
+
+
+def _tell(stream: Stream, constants: Constants, point: Point, gain: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    """Let the stream go on as if the point had been repaired from the start."""
+    if point.kind == "batchnorm" and point.norm is not None:
+        node = constants.model.graph.node[point.norm.node]
+        stream.adjust(point.norm.output, *affine.normalisation(constants, node, point.norm), 1, source=point.norm.input)
+    else:
+        stream.adjust(point.tensor, gain, shift, point.axis)
 
 
 def _recalibrate(constants: Constants, point: Point, node: onnx.NodeProto, target: Moments, current: Moments) -> Outcome:

@@ -25,6 +25,19 @@ LiveType = tuple[int, tuple[int | None, ...]]
 """ONNX element type and shape of a live tensor; None where batches differ."""
 
 
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A tensor that stages compute as gain * source + shift along an axis, whatever the graph says of it.
+
+    ``source`` is the tensor itself when its node has run with the old parameters, or the input of its BatchNormalization.
+    """
+
+    source: str
+    gain: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    axis: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """What does not change while the parameters do: which node makes which tensor, which are constant, and what every node
@@ -56,8 +69,9 @@ class Plan:
         return needed
 
 
-def plan(model: onnx.ModelProto) -> Plan:
-    """The plan of a model's main graph."""
+def plan(model: onnx.ModelProto, moving: Iterable[str] = ()) -> Plan:
+    """The plan of a model's main graph. The tensors ``moving`` are no constants even where they depend on nothing else."""
+    held = set(moving)
     graph = model.graph
     producer = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
     initial = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
@@ -66,7 +80,7 @@ def plan(model: onnx.ModelProto) -> Plan:
     fixed = set(initial)
     constant = set()
     for number, node in enumerate(graph.node):
-        if reads[number] <= fixed and node.op_type not in RANDOM:
+        if reads[number] <= fixed and node.op_type not in RANDOM and held.isdisjoint(node.output):
             constant.add(number)
             fixed.update(node.output)
     return Plan(producer, reads, frozenset(constant), inputs)
@@ -95,19 +109,18 @@ def cut(
     live: Mapping[str, LiveType],
     keep: Sequence[str],
     probes: Sequence[Probe] = (),
-    adjust: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], int]] | None = None,
-) -> tuple[bytes, list[str]]:
+    repaired: Mapping[str, Repaired] | None = None,
+) -> tuple[bytes, dict[str, str]]:
     """A stage that computes ``keep`` and the probes from the ``live`` tensors with the nodes before ``stop``.
 
-    ``adjust`` gives, for a live tensor T, a gain and a shift along an axis: the stage reads T as it is under the name
-    T::raw, and all its nodes see gain * T + shift.
+    Tensors in ``repaired`` are computed from their source as told there. A live tensor that is its own source goes in under the
+    name T::raw, and all nodes see the repaired T.
 
-    Returns the serialized model and the names of the live tensors it reads (without ::raw).
+    Returns the serialized model, and the stage's inputs: their names there and the live tensors they stand for.
     """
     graph = model.graph
-    adjust = adjust or {}
-    wanted = [*keep, *(probe.tensor for probe in probes)]
-    nodes, names, taken = _closure(plan, graph, stop, wanted, live)
+    repaired = repaired or {}
+    nodes, names, taken = _closure(plan, graph, stop, [*keep, *(probe.tensor for probe in probes)], live, repaired)
     stage = onnx.ModelProto(ir_version=model.ir_version)
     stage.opset_import.extend(model.opset_import)
     stage.functions.extend(model.functions)
@@ -115,17 +128,19 @@ def cut(
     out.name = "stage"
     out.initializer.extend(tensor for tensor in graph.initializer if tensor.name in names)
     out.sparse_initializer.extend(tensor for tensor in graph.sparse_initializer if tensor.values.name in names)
+    feed = {}
     for name in taken:
         elem_type, shape = live[name]
         dims = [f"{name}_{axis}" if dim is None else dim for axis, dim in enumerate(shape)]
-        source = name
-        if name in adjust:
-            gain, shift, axis = adjust[name]
-            source = f"{name}::raw"
-            made, initializers = _affine_nodes(source, name, gain, shift, axis, len(shape), elem_type)
+        source = f"{name}::raw" if name in repaired and repaired[name].source == name else name
+        out.input.append(helper.make_tensor_value_info(source, elem_type, dims))
+        feed[source] = name
+    for target, how in repaired.items():
+        if target in names and how.source in taken:
+            source = f"{target}::raw" if how.source == target else how.source
+            made, initializers = _affine_nodes(source, target, how, live[how.source])
             out.node.extend(made)
             out.initializer.extend(initializers)
-        out.input.append(helper.make_tensor_value_info(source, elem_type, dims))
     out.node.extend(graph.node[number] for number in nodes)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     for probe in probes:
@@ -134,16 +149,21 @@ def cut(
         out.initializer.extend(initializers)
         out.output.extend(values)
     out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
-    return stage.SerializeToString(), taken
+    return stage.SerializeToString(), feed
 
 
 def _closure(
-    plan: Plan, graph: onnx.GraphProto, stop: int, wanted: Sequence[str], live: Mapping[str, LiveType]
+    plan: Plan,
+    graph: onnx.GraphProto,
+    stop: int,
+    wanted: Sequence[str],
+    live: Mapping[str, LiveType],
+    repaired: Mapping[str, Repaired],
 ) -> tuple[list[int], set[str], list[str]]:
-    """The nodes a stage needs in file order, the other names they read (initializers), and the live tensors they read."""
+    """The nodes a stage needs in file order, the names that no node of it makes, and the live tensors among what it reads."""
     nodes: set[int] = set()
     names: set[str] = set()
-    taken: dict[str, None] = {}
+    taken: set[str] = set()
     todo = list(wanted)
     done: set[str] = set()
     while todo:
@@ -152,8 +172,11 @@ def _closure(
             continue
         done.add(name)
         node = plan.producer.get(name)
-        if name in live:
-            taken[name] = None
+        if name in repaired and repaired[name].source in live:
+            names.add(name)
+            taken.add(repaired[name].source)
+        elif name in live:
+            taken.add(name)
         elif node is None:
             names.add(name)
         elif node in plan.constant or node < stop:
@@ -165,26 +188,30 @@ def _closure(
     return sorted(nodes), names, sorted(taken)
 
 
-def _affine_nodes(
-    source: str,
-    target: str,
-    gain: NDArray[np.float64],
-    shift: NDArray[np.float64],
-    axis: int,
-    rank: int,
-    elem_type: int,
-) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """target = gain * source + shift along an axis."""
+def _affine_nodes(source: str, target: str, how: Repaired, live: LiveType) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """target = gain * source + shift along an axis.
+
+    For images this is a depthwise 1x1 convolution: the runtime keeps it in its blocked layout, runs it on all cores and fuses the
+    activation behind it. A stage of 64 channels of 32x32 takes 98 ms so, 106 with Mul and Add or BatchNormalization, 98 without either.
+    """
+    elem_type, shape = live
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-    trailing = rank - 1 - axis if axis >= 0 else -1 - axis
-    shape = (-1, *[1] * trailing)
-    values = {f"{target}::gain": gain, f"{target}::shift": shift}
-    initializers = [numpy_helper.from_array(value.reshape(shape).astype(dtype), name) for name, value in values.items()]
-    nodes = [
-        helper.make_node("Mul", [source, f"{target}::gain"], [f"{target}::scaled"]),
-        helper.make_node("Add", [f"{target}::scaled", f"{target}::shift"], [target]),
+    gain, shift = f"{target}::gain", f"{target}::shift"
+    if len(shape) == 4 and how.axis == 1 and elem_type == onnx.TensorProto.FLOAT:
+        initializers = [
+            numpy_helper.from_array(how.gain.reshape(-1, 1, 1, 1).astype(dtype), gain),
+            numpy_helper.from_array(how.shift.astype(dtype), shift),
+        ]
+        conv = helper.make_node("Conv", [source, gain, shift], [target], group=how.gain.size, kernel_shape=[1, 1])
+        return [conv], initializers
+    trailing = len(shape) - 1 - how.axis if how.axis >= 0 else -1 - how.axis
+    column = (-1, *[1] * trailing)
+    initializers = [
+        numpy_helper.from_array(how.gain.reshape(column).astype(dtype), gain),
+        numpy_helper.from_array(how.shift.reshape(column).astype(dtype), shift),
     ]
-    return nodes, initializers
+    scaled = f"{target}::scaled"
+    return [helper.make_node("Mul", [source, gain], [scaled]), helper.make_node("Add", [scaled, shift], [target])], initializers
 
 
 def tapped(model: onnx.ModelProto, probes: Sequence[Probe]) -> onnx.ModelProto:

@@ -129,6 +129,8 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> 
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        # Threads of one session that spin take the cores from the next one, stage by stage.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [CPU]
     if device.kind == "cuda":
         providers.insert(0, (CUDA, {"device_id": device.index, "use_tf32": 0}))

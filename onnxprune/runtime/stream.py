@@ -35,12 +35,13 @@ class Stream:
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device) -> None:
         self._model = model
-        self._plan = stages.plan(model)
+        self._plan = stages.plan(model, targets)
         self._batches = batches
         self._targets = list(targets)
         self._device = device
         self._live: list[dict[str, Any]] = []
-        self._adjust: dict[str, tuple[NDArray[np.float64], NDArray[np.float64], int]] = {}
+        self._repaired: dict[str, stages.Repaired] = {}
+        self._stop = 0
         self.stages_run = 0
 
     def advance(self, probe: Probe) -> list[Groups]:
@@ -49,7 +50,8 @@ class Stream:
         if probe.tensor not in targets:
             raise ValueError(f"{probe.tensor}: was not announced as a target")
         self._targets = targets[targets.index(probe.tensor) + 1 :]
-        stop = self._plan.producer.get(probe.tensor, -1) + 1
+        # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
+        stop = self._stop = max(self._stop, self._plan.producer.get(probe.tensor, -1) + 1)
         after = self._plan.live(stop, self._targets) | ({probe.tensor} & set(self._targets))
         first = self.stages_run == 0
         self.stages_run += 1
@@ -60,9 +62,9 @@ class Stream:
             if session is None:
                 types = self._types(live if first else None)
                 keep = sorted(after - set(types))
-                data, taken = stages.cut(self._model, self._plan, stop, types, keep, [probe], self._adjust)
+                data, inputs = stages.cut(self._model, self._plan, stop, types, keep, [probe], self._repaired)
                 session = open_session(data, self._device, lean=True)
-            feed = {f"{name}::raw" if name in self._adjust else name: live[name] for name in taken}
+            feed = {name: live[source] for name, source in inputs.items()}
             made = run_bound(session, feed, [*probe.outputs, *keep], self._device)
             groups.append(read_probe(probe, made))
             kept = {name: value for name, value in live.items() if name in after}
@@ -73,9 +75,14 @@ class Stream:
                 self._live[number] = kept
         return groups
 
-    def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int) -> None:
-        """From here on the tensor reads as gain * tensor + shift, what its repaired layer would have given."""
-        self._adjust[tensor] = (gain, shift, axis)
+    def adjust(
+        self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None
+    ) -> None:
+        """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
+
+        ``source`` is the tensor itself unless told otherwise.
+        """
+        self._repaired[tensor] = stages.Repaired(source or tensor, gain, shift, axis)
 
     def _incoming(self) -> Iterable[dict[str, Any]]:
         for batch in self._batches:
