@@ -26,7 +26,7 @@ def progress(label: str, *, quiet: bool) -> Iterator[Tell]:
     if quiet or not console.is_terminal:
         yield lambda phase, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {}
 

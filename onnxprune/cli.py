@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,8 @@ ALLOCATION = (
     click.option("--exclude", multiple=True, metavar="REGEX", help="Leave layers whose name matches dense. May repeat."),
     click.option("--layer-sparsity", multiple=True, metavar="NAME=S", callback=named,
                  help="Sparsity of one layer, which leaves the common budget. May repeat."),
+    click.option("--unfold/--no-unfold", default=True, show_default=True,
+                 help="Where BatchNorm was folded into convolutions, rank weights with its scale taken out."),
 )  # fmt: skip
 SAMPLES = (
     click.option("--calib", multiple=True, type=FILE, metavar="PATH",
@@ -168,6 +171,9 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
     Example:  onnxprune inspect model.onnx --alloc lamp --sparsity 0.9
     """
     console = terminal.stdout()
+    for name, given in options.items():
+        if sparsity is None and given and name not in ("alloc", "unfold"):  # these have a default
+            raise UsageError(f"--{name.replace('_', '-')} says what is kept at a sparsity; give --sparsity too")
     if sparsity is None:
         found = layers.find(model.load(path).model)
         if as_json:
@@ -211,20 +217,24 @@ def _options(values: dict[str, Any]) -> Options:
 
 def main() -> None:
     """The console script: one line on stderr and the error's exit code, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may hold what the terminal cannot show
     try:
-        cli.main(standalone_mode=False)
+        cli.main(args=sys.argv[1:] or ["--help"], prog_name="onnxprune", standalone_mode=False)
     except OnnxpruneError as error:
         _fail(str(error), error.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        more = f" (see {context.command_path} --help)" if context is not None else ""
+        _fail(f"{error.format_message()}{more}", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; the model in work was not written", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+    except MemoryError:
+        _fail("out of memory; give fewer --samples or a smaller --batch-size", 1)
 
 
 def _fail(text: str, code: int) -> None:
-    click.echo(f"onnxprune: error: {text}", err=True)
+    click.echo(f"onnxprune: error: {' '.join(text.split())}", err=True)
     sys.exit(code)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxprune.clock import Progress, ticker
 from onnxprune.errors import ModelError
@@ -59,6 +61,7 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
     specs = input_specs(first.model)
     if specs != input_specs(second.model):
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
+    _same_outputs(first.model, dense, second.model, pruned)
     device = choose_device(options.device)
     taken = draw(calib, specs, options, holdout=0.0)
     outputs = []
@@ -66,8 +69,6 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
         tick = ticker(progress, name, -(-len(taken.split.repair) // taken.batch_size))
         with session_of(loaded.model, device) as session:
             outputs.append(collect(session, calibration.batches(taken.samples, taken.split.repair, taken.batch_size), tick))
-    if outputs[0].keys() != outputs[1].keys():
-        raise ModelError(f"{pruned}: its outputs {', '.join(outputs[1])} are not those of {dense}: {', '.join(outputs[0])}")
     return Comparison(
         dense=describe(dense, first.files, first.files),
         pruned=describe(pruned, second.files, second.files),
@@ -77,6 +78,29 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
         layers=tuple(_densities(first, second)),
         notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes),
     )
+
+
+def _same_outputs(first: onnx.ModelProto, dense: Path, second: onnx.ModelProto, pruned: Path) -> None:
+    """Raises ModelError when names, element types, ranks or known dimensions of the outputs differ."""
+    ours, theirs = ({value.name: value.type.tensor_type for value in model.graph.output} for model in (first, second))
+    fits = ours.keys() == theirs.keys()
+    for name in ours if fits else ():
+        one, other = ours[name], theirs[name]
+        fits &= one.elem_type == other.elem_type
+        if one.HasField("shape") and other.HasField("shape"):
+            pairs = list(zip_longest((dim.dim_value for dim in one.shape.dim), (dim.dim_value for dim in other.shape.dim)))
+            fits &= all(a == b or (a == 0 and b is not None) or (b == 0 and a is not None) for a, b in pairs)
+    if not fits:
+        raise ModelError(f"{pruned}: its outputs {_shown(second)} are not those of {dense}: {_shown(first)}")
+
+
+def _shown(model: onnx.ModelProto) -> str:
+    """The outputs with their shapes, ? for a free dimension."""
+    parts = []
+    for value in model.graph.output:
+        dims = [str(dim.dim_value or "?") for dim in value.type.tensor_type.shape.dim]
+        parts.append(f"{value.name} ({', '.join(dims)})")
+    return ", ".join(parts)
 
 
 def _densities(first: files.Loaded, second: files.Loaded) -> list[LayerDensity]:

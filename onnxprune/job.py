@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +56,8 @@ def plan_jobs(sources: list[Path], output: Path | None, folder: Path | None, rep
             if path.resolve() in seen:
                 raise UsageError(f"{path} would be written twice, for {seen[path.resolve()]} and {job.source}")
             seen[path.resolve()] = job.source
+            if path.exists() and not path.is_file():  # a folder, or a device that a rename would replace
+                raise ModelError(f"{path}: cannot be written: it is {'a folder' if path.is_dir() else 'no regular file'}")
             if path.exists() and not force:
                 raise UsageError(f"{path} exists; give --force to replace it")
             if not path.parent.is_dir():
@@ -72,7 +76,7 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
     failed = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         # gzip needs no lock of ours and takes as long as a third of the repair, so it runs beside it.
-        source = pool.submit(lambda: _describe_source(job.source, failed.is_set))
+        source = pool.submit(lambda: _describe_source(job, failed.is_set))
         try:
             result = run(job.source, calib, options, progress)
             return _write(job, result, source.result, start)
@@ -80,9 +84,21 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
             failed.set()
 
 
-def _describe_source(path: Path, stop: Callable[[], bool]) -> FileReport:
-    names = files.files_of(path)
-    return describe(path, names, names, stop)
+def _describe_source(job: Job, stop: Callable[[], bool]) -> FileReport:
+    """The input's sizes and hash.
+
+    Raises:
+        UsageError: a target is one of the input's data files, or writing it would remove one: those of the form
+            TARGET.<hash>.data are taken for an older version of the target.
+    """
+    names = files.files_of(job.source)
+    targets = {path.resolve() for path in (job.target, job.report) if path is not None}
+    for name in names[1:]:
+        place = name.resolve()
+        older = place.parent == job.target.parent.resolve() and place.match(f"{glob.escape(job.target.name)}.*.data")
+        if place in targets or older:
+            raise UsageError(f"{name} holds data of the input {job.source}; choose another name with -o, --out-dir or --report")
+    return describe(job.source, names, names, stop)
 
 
 def _write(job: Job, result: Result, source: Callable[[], FileReport], start: float) -> Report:
@@ -101,6 +117,7 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
             if handle is not None:
                 handle.write(to_json(report).encode())
                 handle.flush()
+                os.fsync(handle.fileno())  # a full disk shows here, before the model takes its name
 
         files.save(result.model, job.target, external=result.external, sealed=sealed)
     return report

@@ -23,6 +23,8 @@ def collect(session: Any, batches: Iterable[Batch], tick: Callable[[], None] = l
     An output without a batch axis counts each batch as one sample.
     """
     names = [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
+    if not names:  # ONNX Runtime takes no names for all names
+        return {}
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for batch in batches:
         size = len(next(iter(batch.values())))
@@ -40,14 +42,18 @@ def _joined(values: list[NDArray[Any]]) -> NDArray[Any]:
     if len({value.shape[1:] for value in values}) == 1:
         return np.concatenate(values)
     width = max(value.size for value in values)
-    rows = np.zeros((len(values), width))
-    for row, value in zip(rows, values, strict=True):
-        row[: value.size] = value.ravel()
-    return rows
+    return np.concatenate([_row(value, width) for value in values])
+
+
+def _row(values: NDArray[Any], width: int) -> NDArray[np.float64]:
+    """All values as one sample, filled up with zeros; (1, 1, width), for such a row holds no classes."""
+    flat = values.astype(np.float64).ravel()
+    return np.pad(flat, (0, width - flat.size)).reshape(1, 1, width)
 
 
 def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ...]:
-    """The agreement of every output.
+    """The agreement of every output. Where the values decide the shape (a detector's boxes), all of an output is one sample;
+    an output in which the dense model gives no number is left out.
 
     Raises:
         RuntimeFailure: the dense model itself gives NaN or infinity, so nothing can be compared.
@@ -56,7 +62,13 @@ def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ..
     for name, values in dense.items():
         if not np.isfinite(values.astype(np.float64)).all():
             raise RuntimeFailure(f"output {name!r} of the dense model has NaN or infinity on the calibration samples")
-        found: Agreement = agreement(values, other[name])
+        theirs = other[name]
+        if not values.size:
+            continue
+        if values.shape != theirs.shape:
+            width = max(values.size, theirs.size)
+            values, theirs = _row(values, width), _row(theirs, width)
+        found: Agreement = agreement(values, theirs)
         entries.append(OutputAgreement(name, found.samples, found.top1, found.kl, found.cosine, found.sqnr_db))
     return tuple(entries)
 

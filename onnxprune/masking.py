@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError, ModelError
 from onnxprune.graph import layers
+from onnxprune.graph.affine import scaled
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, masks
 from onnxprune.options import Options, fixed_sparsity, selected
@@ -23,6 +26,8 @@ class Masked:
     found: layers.Found
     chosen: tuple[bool, ...]
     keep: tuple[int, ...]
+    unfolded: tuple[bool, ...]
+    """Layers whose weights were ranked with a folded BatchNormalization's scale taken out."""
 
 
 def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
@@ -34,9 +39,7 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
     """
     found = layers.find(model)
     if not found.layers:
-        why = (
-            f"; skipped {len(found.skipped)}, such as {found.skipped[0].name!r}: {found.skipped[0].reason}" if found.skipped else ""
-        )
+        why = f"; skipped {len(found.skipped)}, such as {found.skipped[0].name!r}: {found.skipped[0].reason}" if found.skipped else ""
         raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm or MatMul with a constant weight{why}")
     chosen = selected(found.layers, options)
     fixed = fixed_sparsity(found.layers, chosen, options)
@@ -48,12 +51,51 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
     for number, weight in zip(places, weights, strict=True):
         if not np.isfinite(weight).all():
             raise AllocationError(f"layer {found.layers[number].name!r} has NaN or infinite weights; the model is damaged")
-    counts = allocation.allocate(
-        options.alloc, weights, options.sparsity, {places.index(number): value for number, value in fixed.items()}
-    )
+    for number, value in fixed.items():
+        try:
+            allocation.keep_total([found.layers[number].size], value)
+        except AllocationError as error:
+            raise AllocationError(f"layer {found.layers[number].name!r}: {error}") from None
+    folded = options.unfold and _folded(found, constants)
+    scores = [_score(found.layers[number], weight, folded) for number, weight in zip(places, weights, strict=True)]
+    counts = allocation.allocate(options.alloc, scores, options.sparsity, {places.index(number): value for number, value in fixed.items()})
     keep = [layer.size for layer in found.layers]
-    for number, weight, count in zip(places, weights, counts, strict=True):
+    for number, weight, score, count in zip(places, weights, scores, counts, strict=True):
         keep[number] = count
         if count < weight.size:
-            constants.write(found.layers[number].weight, np.where(masks.top(weight, count), weight, 0).astype(weight.dtype))
-    return Masked(copy, constants, found, tuple(chosen), tuple(keep))
+            constants.write(found.layers[number].weight, np.where(masks.top(score, count), weight, 0).astype(weight.dtype))
+    unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
+    return Masked(copy, constants, found, tuple(chosen), tuple(keep), unfolded)
+
+
+def _folded(found: layers.Found, constants: Constants) -> bool:
+    """True for a model whose BatchNormalization was folded into its convolutions, as far as a file can tell.
+
+    There is none left in it, and every convolution has a bias, which a convolution before a BatchNormalization rarely has of its own.
+    """
+    convolutions = [layer for layer in found.layers if is_convolution(layer)]
+    return (
+        bool(convolutions)
+        and not any(node.op_type == "BatchNormalization" for node in constants.model.graph.node)
+        and all(use.bias is not None for layer in convolutions for use in layer.uses)
+    )
+
+
+def is_convolution(layer: layers.Layer) -> bool:
+    """True for Conv and ConvTranspose."""
+    return layer.op in ("Conv", "ConvTranspose")
+
+
+def _score(layer: layers.Layer, weight: NDArray[Any], folded: bool) -> NDArray[Any]:
+    """What the weights are ranked by: their magnitude, with a folded BatchNormalization's scale taken out of a convolution's."""
+    if not (folded and is_convolution(layer)):
+        return weight
+    use = layer.uses[0]
+    values = weight.astype(np.float64)
+    squares = values**2
+    if use.op == "ConvTranspose":
+        blocks = squares.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:])
+        norms = np.sqrt(blocks.sum(axis=(1, *range(3, blocks.ndim)))).ravel()
+    else:
+        norms = np.sqrt(squares.reshape(len(weight), -1).sum(axis=1))
+    return scaled(values, masks.balance(norms), use).astype(np.float32)

@@ -30,6 +30,7 @@ class Options:
     sparsity: float
     alloc: str = DEFAULT_ALLOC
     repair: str = DEFAULT_REPAIR
+    unfold: bool = True
     samples: int = 512
     batch_size: int = 32
     device: str = "auto"
@@ -42,6 +43,9 @@ class Options:
     min_agreement: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):  # one pattern, or any sequence of them
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
             if not 0 <= value < 1:  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
@@ -53,6 +57,8 @@ class Options:
         for flag, number in (("--samples", self.samples), ("--batch-size", self.batch_size)):
             if number < 1:
                 raise UsageError(f"{flag} {number} is not a positive number")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device {self.device!r} is not known; use auto, cpu, cuda or cuda:N")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
         if self.min_agreement is not None:
@@ -92,13 +98,15 @@ def selected(layers: Sequence[Layer], options: Options) -> list[bool]:
 def fixed_sparsity(layers: Sequence[Layer], chosen: Sequence[bool], options: Options) -> dict[int, float]:
     """Layer number -> the sparsity that --layer-sparsity gives it.
 
-    NAME is a layer's whole name or, when no layer has that name, a regular expression.
+    NAME is a layer's whole name or, when no layer has that name, a regular expression. A whole name goes before an expression;
+    of two expressions, the later one counts.
 
     Raises:
         UsageError: a name meets no layer that is pruned.
     """
-    fixed = {}
-    for name, value in options.layer_sparsity.items():
+    fixed: dict[int, float] = {}
+    names = {layer.name for layer in layers}
+    for name, value in sorted(options.layer_sparsity.items(), key=lambda pair: pair[0] in names):
         hits = [number for number, layer in enumerate(layers) if layer.name == name]
         if not hits:
             try:

@@ -147,9 +147,22 @@ def draw(calib: Calib, specs: list[InputSpec], options: Options, *, holdout: flo
     else:
         paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
         samples = calibration.open_samples(paths, specs, options.preprocess)
-    fixed = specs[0].shape[0]
+    fixed = _fixed_batch(specs)
     split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
     return Taken(samples, split, fixed or options.batch_size)
+
+
+def _fixed_batch(specs: list[InputSpec]) -> int | None:
+    """The batch size that the inputs prescribe, None when all leave it free.
+
+    Raises:
+        ModelError: two inputs prescribe different ones.
+    """
+    fixed = {spec.name: spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
+    if len(set(fixed.values())) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in fixed.items())
+        raise ModelError(f"the inputs have different batch sizes on axis 0: {told}; such models cannot be fed batch by batch")
+    return next(iter(fixed.values()), None)
 
 
 def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
@@ -217,10 +230,11 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
             continue
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-            raise ModelError(
-                f"input {value.name!r} is not a tensor of known rank; such models cannot be fed from calibration files"
-            )
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            raise ModelError(f"input {value.name!r} is not a tensor of known rank; such models cannot be fed from calibration files")
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        except KeyError:
+            raise ModelError(f"input {value.name!r} has no element type that can be fed ({kind.elem_type})") from None
         dims = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim)
         specs.append(InputSpec(value.name, dtype, dims))
     if not specs:

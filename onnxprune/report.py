@@ -116,8 +116,8 @@ class CalibrationReport:
 class ChangesReport:
     """Everything that is different between the file that came in and the one that went out.
 
-    ``values``: tensors with new values. ``initializers`` and ``nodes``: added. ``rewired``: nodes that read an added
-    initializer now.
+    ``values``: tensors with new values. ``initializers`` and ``nodes``: added; an added Add takes over the output name of the
+    node before it. ``rewired``: nodes that read an added initializer, or what an added node gives, now.
     """
 
     values: tuple[str, ...]
@@ -159,8 +159,12 @@ class Report:
 
 
 def to_json(report: Any) -> str:
-    """The report (any of these dataclasses, or a plain structure of them) as indented JSON; infinities and NaN become null."""
-    return json.dumps(_plain(report), indent=2, ensure_ascii=False) + "\n"
+    """The report (any of these dataclasses, or a plain structure of them) as indented JSON; infinities and NaN become null.
+
+    A file name that is not UTF-8 comes as the escapes by which Python and JSON carry its bytes.
+    """
+    text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:
@@ -171,6 +175,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):  # a number of numpy, such as an option may be
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

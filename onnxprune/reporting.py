@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.layers import Layer
 from onnxprune.masking import Masked
 from onnxprune.options import Options
 from onnxprune.report import (
@@ -42,10 +41,7 @@ def build(
     for outcome in outcomes:
         if outcome.point.layer is not None:
             by_layer[outcome.point.layer.weight].append(outcome)
-    layers = tuple(
-        _layer(masked, layer, keep, taken, by_layer[layer.weight])
-        for layer, keep, taken in zip(masked.found.layers, masked.keep, masked.chosen, strict=True)
-    )
+    layers = tuple(_layer(masked, number, by_layer[layer.weight]) for number, layer in enumerate(masked.found.layers))
     pruned = [entry for entry in layers if entry.pruned]
     weights, kept = sum(entry.weights for entry in pruned), sum(entry.kept for entry in pruned)
     changes = masked.constants.changes
@@ -56,7 +52,7 @@ def build(
         output=None,
         provider=None if device is None else device.provider,
         sparsity_asked=options.sparsity,
-        sparsity=1 - kept / weights,
+        sparsity=1 - kept / weights if weights else 0.0,
         weights=weights,
         kept=kept,
         layers=layers,
@@ -64,20 +60,21 @@ def build(
         skipped=tuple(SkippedReport(entry.name, entry.op, entry.reason) for entry in masked.found.skipped),
         calibration=calibration,
         agreement=agreement,
-        changes=ChangesReport(
-            *(tuple(sorted(names)) for names in (changes.values, changes.initializers, changes.nodes, changes.inputs))
-        ),
+        changes=ChangesReport(*(tuple(sorted(names)) for names in (changes.values, changes.initializers, changes.nodes, changes.inputs))),
         seconds=dict(seconds),
         notes=tuple(notes),
     )
 
 
-def _layer(masked: Masked, layer: Layer, keep: int, taken: bool, outcomes: Sequence[Outcome]) -> LayerReport:
+def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerReport:
     """The row of one layer; a weight with several uses adds their channels and takes the worst of their errors."""
+    layer, keep, taken = masked.found.layers[number], masked.keep[number], masked.chosen[number]
     notes = []
+    if masked.unfolded[number] and keep < layer.size:
+        notes.append("ranked unfolded")
     if not taken:
         notes.append("left dense by --include or --exclude")
-    if keep == 0:
+    if keep == 0 and layer.size:
         notes.append("keeps no weight: the layer is cut")
     if len(layer.uses) > 1:
         notes.append(f"weight of {len(layer.uses)} nodes")
@@ -92,7 +89,7 @@ def _layer(masked: Masked, layer: Layer, keep: int, taken: bool, outcomes: Seque
         weights=layer.size,
         kept=keep,
         nonzero=int(np.count_nonzero(masked.constants.read(layer.weight))),
-        density=keep / layer.size,
+        density=keep / layer.size if layer.size else 1.0,
         pruned=taken,
         repair=outcomes[0].rule if outcomes else "none",
         channels=layer.uses[0].channels,

@@ -51,9 +51,7 @@ def touched(model: onnx.ModelProto, pruned: Iterable[str]) -> frozenset[str]:
     return frozenset(reached)
 
 
-def dense_moments(
-    model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick
-) -> list[Moments]:
+def dense_moments(model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick) -> list[Moments]:
     """The moments of every point in the model as given, in one pass over the batches."""
     constants = Constants(model)
     probes = [_probe(point, point.dense_tensor, constants) for point in points]
@@ -96,10 +94,12 @@ def repair_in_order(
         found = repair("channel" if rule == "bn" else rule, target, current)
         gain, shift = found.gain, found.shift
         notes: tuple[str, ...] = ()
+        if found.unknown.any():
+            notes += (f"{found.unknown.sum()} channels overflow float32 and stay as they are",)
         if point.shared:
             gain = np.ones_like(gain)
-            shift = target.mean - current.mean
-            notes = ("its weight is shared, so only the shift is repaired",)
+            shift = np.where(found.unknown, 0.0, target.mean - current.mean)
+            notes += ("its weight is shared, so only the shift is repaired",)
         added.extend(affine.write_affine(constants, point, gain, shift))
         _tell(stream, constants, point, gain, shift)
         after = current.affine(gain, shift)
@@ -132,7 +132,11 @@ def _recalibrate(constants: Constants, point: Point, node: onnx.NodeProto, targe
     """Make the current statistics those of the BatchNormalization."""
     assert point.norm is not None
     old = affine.normalisation(constants, node, point.norm)
-    affine.write_statistics(constants, node, current.mean, current.variance)
+    mean, variance = (constants.read(node.input[index]).astype(np.float64) for index in (3, 4))
+    known = np.isfinite(current.mean) & np.isfinite(current.variance)
+    positive = known & (current.variance + point.norm.epsilon > 0)  # epsilon may be 0, and a dead channel has no variance
+    mean, variance = np.where(known, current.mean, mean), np.where(positive, current.variance, variance)
+    affine.write_statistics(constants, node, mean, variance)
     new = affine.normalisation(constants, node, point.norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.where(old[0] == 0, 1.0, new[0] / old[0])
@@ -149,7 +153,7 @@ def _recalibrate(constants: Constants, point: Point, node: onnx.NodeProto, targe
 
 def variance_error(dense: Moments, current: Moments) -> float | None:
     """Root mean square over channels of log(v_c / v_d); channels that do not vary in both models are left out, None without any."""
-    both = (dense.variance > 0) & (current.variance > 0)
+    both = (dense.variance > 0) & (current.variance > 0) & np.isfinite(dense.variance) & np.isfinite(current.variance)
     if not both.any():
         return None
     ratio: NDArray[np.float64] = np.log(current.variance[both] / dense.variance[both])

@@ -32,7 +32,7 @@ def show_layers(console: Console, layers: Sequence[LayerReport]) -> None:
     table.add_column("shape", no_wrap=True)
     table.add_column("weights", f"{total:,}", justify="right", no_wrap=True)
     table.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
-    table.add_column("density", f"{kept / total:.4f}", justify="right", no_wrap=True)
+    table.add_column("density", f"{kept / total if total else 1:.4f}", justify="right", no_wrap=True)
     table.add_column("repair", no_wrap=True)
     table.add_column("notes", overflow="fold", ratio=2)
     for entry in layers:
@@ -191,9 +191,7 @@ def show_plan(console: Console, path: Path, report: Report, *, quiet: bool) -> N
         return
     show_layers(console, report.layers)
     show_skipped(console, [(entry.name, entry.op, entry.reason) for entry in report.skipped])
-    console.print(
-        Text(f"{path}: sparsity {report.sparsity:.6f}, {report.kept:,} of {report.weights:,} weights kept; nothing was written")
-    )
+    console.print(Text(f"{path}: sparsity {report.sparsity:.6f}, {report.kept:,} of {report.weights:,} weights kept; nothing was written"))
 
 
 def show_comparison(console: Console, found: Comparison) -> None:

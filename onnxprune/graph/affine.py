@@ -107,7 +107,7 @@ def write_affine(constants: Constants, point: Point, gain: Vector, shift: Vector
     if not point.shared:
         weight = constants.read(point.layer.weight)
         constants.write(point.layer.weight, scaled(weight, gain, point.use).astype(weight.dtype))
-    return _write_bias(constants, point, gain, shift)
+    return [*_scale_own_bias(constants, point, gain), *_write_bias(constants, point, gain, shift)]
 
 
 def scaled(weight: NDArray[Any], gain: Vector, use: Use) -> NDArray[np.float64]:
@@ -119,6 +119,31 @@ def scaled(weight: NDArray[Any], gain: Vector, use: Use) -> NDArray[np.float64]:
     shape = [1] * weight.ndim
     shape[use.weight_axis] = -1
     return weight.astype(np.float64) * gain.reshape(shape)
+
+
+def _scale_own_bias(constants: Constants, point: Point, gain: Vector) -> list[tuple[int, onnx.NodeProto]]:
+    """Scale the bias input of a node where it is not the use's bias: it is computed at run time, or is not one number per channel.
+
+    A constant one gets new values; for another there is a Mul to insert before the node.
+    """
+    use = point.use
+    assert use is not None and point.layer is not None
+    node = constants.model.graph.node[use.node]
+    own = use.bias is not None and use.bias.node == use.node
+    if use.op == "MatMul" or own or len(node.input) < 3 or not node.input[2] or np.all(gain == 1):
+        return []
+    name, label = node.input[2], node.name or node.output[0]
+    if constants.resolve(name) is not None:  # Gemm's C, of shape (M, N), (M, 1) or the like
+        _write(constants, node, 2, constants.read(name).astype(np.float64) * gain, "bias")
+        return []
+    scaled_name = constants.fresh(f"{label}.scaled_bias")
+    mul = onnx.helper.make_node("Mul", [name, ""], [scaled_name], name=constants.fresh(f"{label}.scale_bias"))
+    constants.write_input(mul, 1, gain, constants.data_type(point.layer.weight), f"{label}.bias_gain")
+    node.input[2] = scaled_name
+    constants.changes.nodes.add(mul.name)
+    constants.changes.inputs.discard(mul.name)
+    constants.changes.inputs.add(label)
+    return [(use.node - 1, mul)]
 
 
 def _write_bias(constants: Constants, point: Point, gain: Vector, shift: Vector) -> list[tuple[int, onnx.NodeProto]]:
@@ -167,9 +192,10 @@ def _add_node(constants: Constants, node: onnx.NodeProto, values: NDArray[np.flo
 
 
 def insert(model: onnx.ModelProto, added: Mapping[int, onnx.NodeProto] | list[tuple[int, onnx.NodeProto]]) -> None:
-    """Insert nodes, each behind the node of the given number, leaving all others as they are."""
+    """Insert nodes, each behind the node of the given number, leaving all others as they are; equal numbers keep their order."""
     nodes = model.graph.node
-    for number, node in sorted(dict(added).items(), reverse=True):
+    places = list(added.items()) if isinstance(added, Mapping) else added
+    for number, node in sorted(places, key=lambda place: place[0])[::-1]:
         nodes.insert(number + 1, node)
 
 

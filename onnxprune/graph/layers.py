@@ -15,26 +15,14 @@ from dataclasses import dataclass, replace
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.norms import Norm, norm_of
 from onnxprune.graph.tensors import FLOATS, Constants, bodies
-from onnxprune.graph.weights import Weight, is_weight, weight_of
+from onnxprune.graph.weights import Weight, other_readers, other_weights, weight_of
 
 PRUNABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Operators that hold weights too. They are named as skipped, so that no weight is passed over in silence.
-OTHER_WEIGHTS = {
-    "LSTM": "recurrent weights are not pruned",
-    "GRU": "recurrent weights are not pruned",
-    "RNN": "recurrent weights are not pruned",
-    "Gather": "embedding tables stay dense",
-    "Einsum": "Einsum is not pruned",
-    "QLinearConv": "integer weights are not pruned",
-    "QLinearMatMul": "integer weights are not pruned",
-    "ConvInteger": "integer weights are not pruned",
-    "MatMulInteger": "integer weights are not pruned",
-    "DeformConv": "DeformConv is not pruned",
-}
 
 
 @dataclass(frozen=True)
@@ -110,11 +98,13 @@ def find(model: onnx.ModelProto) -> Found:
     """The layers, free-standing normalisations and skipped nodes of a model; the model is not changed.
 
     Raises:
-        ModelError: onnx-graphsurgeon cannot read the graph.
+        ModelError: onnx-graphsurgeon cannot read the graph, or its nodes are not in the order in which they run.
     """
+    _refuse_disorder(model)
     constants = Constants(model)
     try:
-        graph = gs.import_onnx(model)
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL):  # it prints warnings to stdout
+            graph = gs.import_onnx(model)
     except Exception as error:
         raise ModelError(f"the graph cannot be read: {' '.join(str(error).split())[:200]}") from error
     outputs = {tensor.name for tensor in graph.outputs}
@@ -131,8 +121,8 @@ def find(model: onnx.ModelProto) -> Found:
             norms[number] = norm
         elif norm is not None:
             skipped.append(Skipped(_label(node), node.op, norm))
-        if node.op in OTHER_WEIGHTS and any(is_weight(tensor.name, constants) for tensor in node.inputs):
-            skipped.append(Skipped(_label(node), node.op, OTHER_WEIGHTS[node.op]))
+        if other := other_weights(node, constants):
+            skipped.append(Skipped(_label(node), node.op, other))
         if node.op not in PRUNABLE:
             continue
         found = weight_of(node, constants)
@@ -143,6 +133,9 @@ def find(model: onnx.ModelProto) -> Found:
         assert holder is not None
         first.setdefault(holder, node)
         uses.setdefault(holder, []).append(_use(node, number, found, index, outputs, constants))
+    for holder, reader in other_readers(constants, {key: {use.node for use in entries} for key, entries in uses.items()}).items():
+        tied = uses.pop(holder)
+        skipped.extend(Skipped(_label(graph.nodes[use.node]), use.op, f"its weight is also read by {reader}") for use in tied)
     skipped.extend(_hidden(model))
     owned: set[int] = set()
     layers = []
@@ -186,27 +179,27 @@ def _use(node: gs.Node, number: int, found: Weight, index: dict[int, int], outpu
         following = _only_reader(output, outputs)
         if following is not None and following.op == "Add" and id(following) in index:
             side = 1 if following.inputs[0] is output else 0
-            if _spread(following.inputs[side].name, channels, found.output_axis, constants, whole=True):
+            if _spread(following.inputs[side].name, channels, found.output_axis, constants, rank=len(shape)):
                 bias = Bias(index[id(following)], side)
                 output = following.outputs[0]
     return Use(number, node.op, output.name, found.output_axis, channels, found.axis, group, bias, bias_index)
 
 
-def _spread(name: str, channels: int, axis: int, constants: Constants, *, whole: bool = False) -> bool:
+def _spread(name: str, channels: int, axis: int, constants: Constants, *, rank: int = 0) -> bool:
     """True when a constant adds one number per channel: all its dims are 1 but the channel's.
 
-    ``whole`` also asks that the channel's dim is there in full, as in a bias that stands in an Add of its own.
+    ``rank``, the rank of the weight, is given for a bias that stands in an Add of its own: the channel's dim must be there in
+    full. A convolution's output has that rank too.
     """
     if constants.resolve(name) is None or constants.data_type(name) not in FLOATS:
         return False
     shape = constants.shape(name)
-    if axis == 1:  # N, C, spatial...: the position from the end depends on the rank, so any single long dim with 1s behind it
-        long = [number for number, dim in enumerate(shape) if dim != 1]
-        return len(long) == 1 and shape[long[0]] == channels and len(shape) - long[0] >= 2
+    if axis == 1:
+        return len(shape) <= rank and (1,) * (rank - len(shape)) + shape == (1, channels, *[1] * (rank - 2))
     if len(shape) < -axis:
-        return not whole and all(dim == 1 for dim in shape)
+        return not rank and all(dim == 1 for dim in shape)
     rest = [dim for number, dim in enumerate(shape) if number != len(shape) + axis]
-    return all(dim == 1 for dim in rest) and shape[axis] in ((channels,) if whole else (1, channels))
+    return all(dim == 1 for dim in rest) and shape[axis] in ((channels,) if rank else (1, channels))
 
 
 def _with_norm(use: Use, nodes: list[gs.Node], index: dict[int, int], outputs: set[str], norms: dict[int, Norm]) -> Use:
@@ -229,7 +222,7 @@ def _only_reader(tensor: gs.Variable, outputs: set[str]) -> gs.Node | None:
 
 
 def _label(node: gs.Node) -> str:
-    return str(node.name or node.outputs[0].name)
+    return str(node.name or next(tensor.name for tensor in node.outputs if tensor.name))
 
 
 def _hidden(model: onnx.ModelProto) -> Iterator[Skipped]:
@@ -245,3 +238,13 @@ def _hidden(model: onnx.ModelProto) -> Iterator[Skipped]:
     yield from walk(list(model.graph.node), "", 0)
     for function in model.functions:
         yield from walk(list(function.node), f"the local function {function.name!r}", 1)
+
+
+def _refuse_disorder(model: onnx.ModelProto) -> None:
+    """Raises ModelError when a node reads what a later one makes; ONNX asks for the order, ONNX Runtime does not."""
+    maker = {name: number for number, node in enumerate(model.graph.node) for name in node.output if name}
+    for number, node in enumerate(model.graph.node):
+        late = [name for name in node.input if maker.get(name, -1) >= number]
+        if late:
+            who = node.name or node.op_type
+            raise ModelError(f"node {who!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)")

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.tensors import stored
 
 # Tensors below this size stay inside the model file when external data is written, as onnx.save does.
 EXTERNAL_MIN = 1024
@@ -67,7 +68,7 @@ def load(path: Path) -> Loaded:
     except Exception as error:  # FileNotFoundError, ValidationError, ValueError: all mean the data cannot be had
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: external data cannot be loaded: {text}; keep the data files beside the model") from None
-    for tensor in model.graph.initializer:
+    for tensor in stored(model):
         check_complete(tensor, path)
     return Loaded(model, (path, *(path.parent / name for name in names)))
 
@@ -77,7 +78,7 @@ def _locations(model: onnx.ModelProto) -> list[str]:
     return list(
         dict.fromkeys(
             entry.value
-            for tensor in model.graph.initializer
+            for tensor in stored(model)
             if uses_external_data(tensor)
             for entry in tensor.external_data
             if entry.key == "location"
@@ -92,8 +93,15 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def check_complete(tensor: onnx.TensorProto, path: Path) -> None:
-    """Raises ModelError when a raw tensor has fewer bytes than its shape needs."""
-    if not tensor.HasField("raw_data") or tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+    """Raises ModelError when a tensor has fewer values than its shape needs."""
+    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return
+    if not tensor.HasField("raw_data"):
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except Exception as error:  # ValueError, TypeError, KeyError: values and shape do not go together
+            text = " ".join(str(error).split())[:200]
+            raise ModelError(f"{path}: tensor {tensor.name!r} cannot be read: {text}; is the file complete?") from None
         return
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -136,10 +144,10 @@ def save(
     if external:
         data_path, slim = _write_data(model, path)
         written = (path, data_path)
-        payload = slim.SerializeToString(deterministic=True)
     else:
-        payload = model.SerializeToString(deterministic=True)
+        slim = model
     try:
+        payload = slim.SerializeToString(deterministic=True)
         with replacing(path) as handle:
             handle.write(payload)
             handle.flush()

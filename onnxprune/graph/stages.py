@@ -41,12 +41,13 @@ class Repaired:
 @dataclass(frozen=True)
 class Plan:
     """What does not change while the parameters do: which node makes which tensor, which are constant, and what every node
-    reads."""
+    reads. Nodes in ``again`` make sequences, which cannot be kept between stages; each stage packs anew those it needs."""
 
     producer: Mapping[str, int]
     reads: Sequence[frozenset[str]]
     constant: frozenset[int]
     inputs: tuple[str, ...]
+    again: frozenset[int]
 
     def live(self, stop: int, targets: Iterable[str]) -> set[str]:
         """The tensors that must be kept once the nodes before ``stop`` have run, to reach the ``targets`` later."""
@@ -61,7 +62,7 @@ class Plan:
                     needed.add(name)
             elif node in self.constant:
                 continue
-            elif node < stop:
+            elif node < stop and node not in self.again:
                 needed.add(name)
             elif node not in seen:
                 seen.add(node)
@@ -83,11 +84,14 @@ def plan(model: onnx.ModelProto, moving: Iterable[str] = ()) -> Plan:
         if reads[number] <= fixed and node.op_type not in RANDOM and held.isdisjoint(node.output):
             constant.add(number)
             fixed.update(node.output)
-    return Plan(producer, reads, frozenset(constant), inputs)
+    again = frozenset(number for number, node in enumerate(graph.node) if node.op_type in SEQUENCES)
+    return Plan(producer, reads, frozenset(constant), inputs, again)
 
 
 # Operators that give other values at every run although they read nothing.
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+# Operators that make no tensor.
+SEQUENCES = ("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence", "SequenceMap", "Optional")
 
 
 def _reads(node: onnx.NodeProto) -> Iterable[str]:
@@ -174,12 +178,15 @@ def _closure(
         node = plan.producer.get(name)
         if name in repaired and repaired[name].source in live:
             names.add(name)
-            taken.add(repaired[name].source)
+            if repaired[name].source == name:
+                taken.add(name)
+            else:
+                todo.append(repaired[name].source)  # which may be a repaired one itself
         elif name in live:
             taken.add(name)
         elif node is None:
             names.add(name)
-        elif node in plan.constant or node < stop:
+        elif node < stop:
             if node not in nodes:
                 nodes.add(node)
                 todo.extend(_reads(graph.node[node]))  # not plan.reads: a repair may have given the node another initializer
@@ -192,7 +199,8 @@ def _affine_nodes(source: str, target: str, how: Repaired, live: LiveType) -> tu
     """target = gain * source + shift along an axis.
 
     For images this is a depthwise 1x1 convolution: the runtime keeps it in its blocked layout, runs it on all cores and fuses the
-    activation behind it. A stage of 64 channels of 32x32 takes 98 ms so, 106 with Mul and Add or BatchNormalization, 98 without either.
+    activation behind it. A stage of 64 channels of 32x32 takes 98 ms so, 106 with Mul and Add or BatchNormalization, 98 without
+    either.
     """
     elem_type, shape = live
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)

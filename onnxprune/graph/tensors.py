@@ -8,7 +8,7 @@ its own; both are recorded, so that the report can name everything that is diffe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +49,11 @@ class Constants:
                         self._tensors[node.output[0]] = attribute.t
             elif node.op_type == "Identity" and node.domain in ("", "ai.onnx"):
                 self._alias[node.output[0]] = node.input[0]
-        self._fed = {value.name for value in graph.input}
-        self._readers = Counter(_names_read(graph))
-        self._taken = set(self._tensors) | set(self._readers) | self._fed
+        # Before IR version 4 every initializer must be listed as an input too; only from there on does it say that callers feed it.
+        self._listed = model.ir_version < 4
+        self._fed = set() if self._listed else {value.name for value in graph.input}
+        self._readers = Counter(names_read(graph))
+        self._taken = set(self._tensors) | set(self._readers) | {value.name for value in graph.input}
         for node in graph.node:
             self._taken.update(node.output)
 
@@ -103,6 +105,8 @@ class Constants:
         _fill(tensor, array)
         self.model.graph.initializer.append(tensor)
         self._tensors[name] = self.model.graph.initializer[-1]
+        if self._listed:
+            self.model.graph.input.append(onnx.helper.make_tensor_value_info(name, data_type, array.shape))
         while len(node.input) <= index:
             node.input.append("")
         node.input[index] = name
@@ -145,13 +149,30 @@ def _fill(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
     tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
+def names_read(graph: onnx.GraphProto) -> Iterator[str]:
     """Every tensor name that the graph's nodes (and the bodies inside them) and its outputs read, once per reading."""
     for node in graph.node:
         yield from (name for name in node.input if name)
         for body in bodies(node):
-            yield from _names_read(body)
+            yield from names_read(body)
     yield from (value.name for value in graph.output)
+
+
+def stored(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor that the file holds: initializers and the attributes of nodes, in bodies and local functions too."""
+    yield from model.graph.initializer
+    yield from _stored(model.graph.node)
+    for function in model.functions:
+        yield from _stored(function.node)
+
+
+def _stored(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
+        for body in bodies(node):
+            yield from body.initializer
+            yield from _stored(body.node)
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

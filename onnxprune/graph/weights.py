@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.tensors import FLOATS, Constants
+from onnxprune.graph.tensors import FLOATS, Constants, bodies, names_read
+
+# Operators that hold weights too. They are named as skipped, so that no weight is passed over in silence.
+RECURRENT = "recurrent weights are not pruned"
+OTHER_FLOATS = {
+    "LSTM": RECURRENT,
+    "GRU": RECURRENT,
+    "RNN": RECURRENT,
+    "Gather": "embedding tables stay dense",
+    "Einsum": "Einsum is not pruned",
+    "DeformConv": "DeformConv is not pruned",
+}
+# Operators with integer weights, and the input that holds them.
+INTEGERS = {"QLinearConv": 3, "QLinearMatMul": 3, "ConvInteger": 1, "MatMulInteger": 1}
 
 
 @dataclass(frozen=True)
@@ -30,9 +44,7 @@ def weight_of(node: gs.Node, constants: Constants) -> Weight:
         if all(constant):
             return Weight(reason="both sides are constants")
         if not any(constant):
-            return Weight(
-                reason=_why_not(sides[1], constants) if constants.resolve(sides[1]) else "both sides are computed at run time"
-            )
+            return Weight(reason=_why_not(sides[1], constants) if constants.resolve(sides[1]) else "both sides are computed at run time")
         side = constant.index(True)
         rank = len(constants.shape(sides[side]))
         if rank < 2:
@@ -51,6 +63,36 @@ def weight_of(node: gs.Node, constants: Constants) -> Weight:
 def is_weight(name: str, constants: Constants) -> bool:
     """True for a constant of a float type."""
     return constants.resolve(name) is not None and constants.data_type(name) in FLOATS
+
+
+def other_weights(node: gs.Node, constants: Constants) -> str:
+    """The reason why a node of another operator is skipped although it holds weights; empty when it holds none."""
+    names = [tensor.name for tensor in node.inputs]
+    if node.op in OTHER_FLOATS and any(is_weight(name, constants) for name in names):
+        return OTHER_FLOATS[node.op]
+    at = INTEGERS.get(node.op, len(names))
+    return "integer weights are not pruned" if at < len(names) and constants.resolve(names[at]) is not None else ""
+
+
+def other_readers(constants: Constants, uses: Mapping[str, Set[int]]) -> dict[str, str]:
+    """Weight -> what reads its values besides the nodes given for it: an embedding, a body of If, or the graph's outputs.
+
+    Shape and Size do not read values, and Identity only passes them on.
+    """
+    found: dict[str, str] = {}
+    graph = constants.model.graph
+    for number, node in enumerate(graph.node):
+        if node.op_type in ("Identity", "Shape", "Size"):
+            continue
+        for name in [*node.input, *(name for body in bodies(node) for name in names_read(body))]:
+            holder = constants.resolve(name)
+            if holder is not None and number not in uses.get(holder, {number}):
+                found.setdefault(holder, f"{node.op_type} {node.name or next(filter(None, node.output), '')!r}")
+    for value in graph.output:
+        holder = constants.resolve(value.name)
+        if holder is not None and holder in uses:
+            found[holder] = f"the graph's output {value.name!r}"
+    return found
 
 
 def _why_not(name: str, constants: Constants) -> str:

@@ -41,8 +41,7 @@ def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
     """
     if dense.shape != pruned.shape or dense.ndim == 0 or dense.size == 0:
         raise ValueError(
-            f"cannot compare dense outputs {dense.shape} with pruned outputs {pruned.shape}: "
-            "expected one shape (samples, ...), not empty"
+            f"cannot compare dense outputs {dense.shape} with pruned outputs {pruned.shape}: expected one shape (samples, ...), not empty"
         )
     classes = dense.ndim == 2 and dense.shape[1] >= 2
     cosines = []

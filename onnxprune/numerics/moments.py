@@ -60,7 +60,8 @@ class Moments:
             return cls.empty(channels)
         means = mean.astype(np.float64, copy=False)
         middle = means.mean(axis=0)
-        between = ((means - middle) ** 2).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # statistics that overflowed stay infinite or NaN, and are seen later
+            between = ((means - middle) ** 2).sum(axis=0)
         return cls(groups * size, middle, m2.sum(axis=0, dtype=np.float64) + size * between)
 
     @property

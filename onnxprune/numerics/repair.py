@@ -31,11 +31,16 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """y -> gain * y + shift per channel, float64 (C,); ``dead`` marks the channels that no longer vary, bool (C,)."""
+    """y -> gain * y + shift per channel, float64 (C,).
+
+    ``dead`` marks the channels that no longer vary and ``unknown`` those whose statistics overflowed, bool (C,); the latter have
+    gain 1 and shift 0.
+    """
 
     gain: Vector
     shift: Vector
     dead: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
 
 
 def repair(rule: str, dense: Moments, current: Moments) -> Affine:
@@ -48,17 +53,21 @@ def repair(rule: str, dense: Moments, current: Moments) -> Affine:
         raise ValueError(f"repair {rule!r} is not known; choose one of {', '.join(REPAIRS)}")
     if dense.mean.shape != current.mean.shape:
         raise ValueError(f"dense moments have {dense.mean.size} channels, current ones {current.mean.size}")
-    dead = dead_channels(dense, current)
+    known = np.isfinite(dense.mean + current.mean) & np.isfinite(dense.variance) & np.isfinite(current.variance)
+    dead = known & dead_channels(dense, current)
+    alive = known & ~dead
     gain = np.ones(dense.mean.size)
-    if not dead.all():
-        alive = ~dead
+    if alive.any():
         gain[alive] = REPAIRS[rule](dense.variance[alive], current.variance[alive])
-    return Affine(gain, dense.mean - gain * current.mean, dead)
+    shift = np.zeros(gain.size)
+    shift[known] = dense.mean[known] - gain[known] * current.mean[known]
+    return Affine(gain, shift, dead, ~known)
 
 
 def dead_channels(dense: Moments, current: Moments) -> NDArray[np.bool_]:
     """True where the current output no longer varies, bool (C,)."""
-    scale = np.maximum(current.mean**2, dense.variance)
+    with np.errstate(over="ignore"):
+        scale = np.maximum(current.mean**2, dense.variance)
     return np.asarray(current.variance <= ROUNDING * scale)
 
 

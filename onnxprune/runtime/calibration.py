@@ -82,9 +82,7 @@ def open_samples(paths: Sequence[str | Path], specs: Sequence[InputSpec], prepro
         parts[file] = (source, recipes_of(source, specs, preprocess))
     if pictures:
         if len(specs) != 1:
-            raise CalibrationError(
-                f"{pictures[0]}: images serve a model with one input, this one has {', '.join(ranks)}: save an .npz"
-            )
+            raise CalibrationError(f"{pictures[0]}: images serve a model with one input, this one has {', '.join(ranks)}: save an .npz")
         (spec,) = specs
         frame = images.plan(spec.name, spec.shape, preprocess.layout, preprocess.resize, pictures[0])
         stored = Stored(str(pictures[0]), np.dtype(np.uint8), (frame.height, frame.width, frame.channels))

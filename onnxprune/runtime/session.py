@@ -136,7 +136,7 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> 
         providers.insert(0, (CUDA, {"device_id": device.index, "use_tf32": 0}))
     source = str(model) if isinstance(model, Path) else model
     try:
-        session = ort.InferenceSession(source, options, providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
         raise ModelError(f"ONNX Runtime {ort.__version__} does not take the model: {one_line(error)}") from error
     if session.get_providers()[0] != device.provider:

@@ -52,7 +52,7 @@ class Stream:
         self._targets = targets[targets.index(probe.tensor) + 1 :]
         # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
         stop = self._stop = max(self._stop, self._plan.producer.get(probe.tensor, -1) + 1)
-        after = self._plan.live(stop, self._targets) | ({probe.tensor} & set(self._targets))
+        after = self._plan.live(stop, self._targets)
         first = self.stages_run == 0
         self.stages_run += 1
         session: Any = None
@@ -75,9 +75,7 @@ class Stream:
                 self._live[number] = kept
         return groups
 
-    def adjust(
-        self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None
-    ) -> None:
+    def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
 
         ``source`` is the tensor itself unless told otherwise.

@@ -55,9 +55,7 @@ def kl_by_definition(dense, pruned):
 def test_matches_the_definitions(seed, samples, classes):
     dense, pruned = logits(seed, samples, classes), logits(seed + 1, samples, classes)
     found = agreement(dense, pruned)
-    top1 = [
-        max(range(classes), key=a.__getitem__) == max(range(classes), key=b.__getitem__) for a, b in zip(dense, pruned, strict=True)
-    ]
+    top1 = [max(range(classes), key=a.__getitem__) == max(range(classes), key=b.__getitem__) for a, b in zip(dense, pruned, strict=True)]
     cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(dense, pruned, strict=True)]
     noise = sum((a - b) ** 2 for a, b in zip(dense.ravel(), pruned.ravel(), strict=True))
     assert found.top1 == pytest.approx(sum(top1) / samples)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxprune.numerics import masks
 from onnxprune.numerics.masks import magnitude, n_m, top
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -114,3 +115,20 @@ def test_n_m_errors():
             n_m(np.ones((4, 4)), n, 4, axis=0)
     with pytest.raises(ValueError, match="1 NaN"):
         n_m(np.array([1, np.nan]), 1, 2, axis=0)
+
+
+def test_balance_by_hand() -> None:
+    # rms of 1, 8, sqrt(127) is sqrt((1 + 64 + 127) / 3) = 8
+    factors = masks.balance(np.array([1.0, 8.0, np.sqrt(127.0)]))
+    np.testing.assert_allclose(factors[:2], [4.0, 1.0], rtol=1e-12)
+    assert factors[2] < 1
+
+
+def test_balance_leaves_zeros_and_equal_channels_alone() -> None:
+    np.testing.assert_array_equal(masks.balance(np.zeros(3)), np.ones(3))
+    np.testing.assert_allclose(masks.balance(np.array([0.0, 2.0, 2.0])), [1.0, 1.0, 1.0], rtol=1e-12)
+
+
+def test_balance_does_not_depend_on_the_layer_s_scale() -> None:
+    norms = np.random.default_rng(5).uniform(0.1, 3, 20)
+    np.testing.assert_allclose(masks.balance(norms * 1e6), masks.balance(norms), rtol=1e-12)

@@ -1,0 +1,56 @@
+"""Fixtures for the tests of the top level: the example, the reference subjects, and the command line run in this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The folder of the example."""
+    return ROOT / "examples" / "01_digits"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of the reference subjects; the test is skipped where there is none."""
+    folder = Path(os.environ.get("ONNXPRUNE_REFERENCE") or ROOT.parent / "shared" / "reference")
+    if not folder.is_dir():
+        pytest.skip(f"no reference subjects in {folder}; set ONNXPRUNE_REFERENCE")
+    return folder
+
+
+@pytest.fixture
+def onnxprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """onnxprune("inspect", path, ...) runs the console script's function and gives its exit code, stdout and stderr."""
+    from onnxprune.cli import main
+
+    def call(*args: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return call
