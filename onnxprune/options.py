@@ -12,7 +12,7 @@ from onnxprune.graph.layers import Layer
 from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.runtime.calibration import Preprocess
 
-REPAIRS = ("none", "bn", "layer", "channel", "asr")
+REPAIRS = ("none", "bn", "layer", "channel", "asr", "reconstruct")
 DEFAULT_ALLOC = "erk"
 DEFAULT_REPAIR = "channel"
 

@@ -22,6 +22,7 @@ from onnxprune.graph import model as files
 from onnxprune.judging import Outputs, collect, judge
 from onnxprune.masking import Masked, apply_masks
 from onnxprune.options import Options
+from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.report import AgreementReport, CalibrationReport, Report
 from onnxprune.reporting import build
 from onnxprune.runtime import calibration
@@ -195,6 +196,11 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
     def batches() -> Iterator[Batch]:
         return calibration.batches(tools.taken.samples, rows, size)
 
+    if options.repair == "reconstruct":
+        keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}
+        with tools.clock.phase("repair"):
+            tick = ticker(tools.progress, "repair", len(points))
+            return reconstruct_in_order(dense, masked.constants, keep, batches, reached, None, options.seed, tools.device, tick)
     with tools.clock.phase("dense statistics"):
         tick = ticker(tools.progress, "dense statistics", -(-len(rows) // size))
         moments = dense_moments(dense, points, batches(), tools.device, tick)

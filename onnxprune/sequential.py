@@ -40,6 +40,9 @@ class Outcome:
     error_before: float | None
     error_after: float | None
     notes: tuple[str, ...] = ()
+    relative_error: tuple[float, float] | None = None
+    ridge: float | None = None
+    steps: tuple[int, ...] = ()
 
 
 def touched(model: onnx.ModelProto, pruned: Iterable[str]) -> frozenset[str]:
@@ -54,7 +57,7 @@ def touched(model: onnx.ModelProto, pruned: Iterable[str]) -> frozenset[str]:
 def dense_moments(model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick) -> list[Moments]:
     """The moments of every point in the model as given, in one pass over the batches."""
     constants = Constants(model)
-    probes = [_probe(point, point.dense_tensor, constants) for point in points]
+    probes = [probe_of(point, point.dense_tensor, constants) for point in points]
     moments = [Moments.empty(probe.channels) for probe in probes]
     for groups in one_pass(model, probes, batches, device):
         moments = [so_far.merge(Moments.from_groups(*group)) for so_far, group in zip(moments, groups, strict=True)]
@@ -76,47 +79,52 @@ def repair_in_order(
     ``rule`` is bn, layer, channel or asr. bn sets the statistics of every BatchNormalization; a layer without one had it folded
     into its weights, where the same recalibration is a channel repair.
     """
-    model = constants.model
-    stream = Stream(model, batches, [point.tensor for point in points], device)
+    stream = Stream(constants.model, batches, [point.tensor for point in points], device)
     added: list[tuple[int, onnx.NodeProto]] = []
     outcomes = []
     for point, target in zip(points, dense, strict=True):
-        current = _fold(stream.advance(_probe(point, point.tensor, constants)), point.channels)
-        node = model.graph.node[point.node]
-        if point.kind == "batchnorm" and point.norm is not None:
-            gain, shift = affine.normalisation(constants, node, point.norm)
-            if rule == "bn":
-                outcomes.append(_recalibrate(constants, point, node, target, current))
-                _tell(stream, constants, point, gain, shift)
-                tick()
-                continue
-            current = current.affine(gain, shift)
-        found = repair("channel" if rule == "bn" else rule, target, current)
-        gain, shift = found.gain, found.shift
-        notes: tuple[str, ...] = ()
-        if found.unknown.any():
-            notes += (f"{found.unknown.sum()} channels overflow float32 and stay as they are",)
-        if point.shared:
-            gain = np.ones_like(gain)
-            shift = np.where(found.unknown, 0.0, target.mean - current.mean)
-            notes += ("its weight is shared, so only the shift is repaired",)
-        added.extend(affine.write_affine(constants, point, gain, shift))
-        _tell(stream, constants, point, gain, shift)
-        after = current.affine(gain, shift)
-        outcomes.append(
-            Outcome(
-                point,
-                rule if point.norm is not None or rule != "bn" else "bn (folded)",
-                (float(gain.min()), float(gain.max())),
-                int(found.dead.sum()),
-                variance_error(target, current),
-                variance_error(target, after),
-                notes,
-            )
-        )
+        outcome, nodes = repair_point(constants, stream, point, target, rule)
+        outcomes.append(outcome)
+        added.extend(nodes)
         tick()
-    affine.insert(model, added)
+    affine.insert(constants.model, added)
     return outcomes
+
+
+def repair_point(
+    constants: Constants, stream: Stream, point: Point, target: Moments, rule: str
+) -> tuple[Outcome, list[tuple[int, onnx.NodeProto]]]:
+    """Walk the stream to a point and repair it; returns what was done and the nodes to insert once the walk is over."""
+    current = fold(stream.advance(probe_of(point, point.tensor, constants)), point)
+    node = constants.model.graph.node[point.node]
+    if point.kind == "batchnorm" and point.norm is not None:
+        gain, shift = affine.normalisation(constants, node, point.norm)
+        if rule == "bn":
+            outcome = _recalibrate(constants, point, node, target, current)
+            _tell(stream, constants, point, gain, shift)
+            return outcome, []
+        current = current.affine(gain, shift)
+    found = repair("channel" if rule == "bn" else rule, target, current)
+    gain, shift = found.gain, found.shift
+    notes: tuple[str, ...] = ()
+    if found.unknown.any():
+        notes += (f"{found.unknown.sum()} channels overflow float32 and stay as they are",)
+    if point.shared:
+        gain = np.ones_like(gain)
+        shift = np.where(found.unknown, 0.0, target.mean - current.mean)
+        notes += ("its weight is shared, so only the shift is repaired",)
+    added = affine.write_affine(constants, point, gain, shift)
+    _tell(stream, constants, point, gain, shift)
+    outcome = Outcome(
+        point,
+        rule if point.norm is not None or rule != "bn" else "bn (folded)",
+        (float(gain.min()), float(gain.max())),
+        int(found.dead.sum()),
+        variance_error(target, current),
+        variance_error(target, current.affine(gain, shift)),
+        notes,
+    )
+    return outcome, added
 
 
 def _tell(stream: Stream, constants: Constants, point: Point, gain: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
@@ -160,7 +168,7 @@ def variance_error(dense: Moments, current: Moments) -> float | None:
     return float(np.sqrt(np.mean(ratio**2)))
 
 
-def _probe(point: Point, tensor: str, constants: Constants) -> Probe:
+def probe_of(point: Point, tensor: str, constants: Constants) -> Probe:
     """The probe of a tensor; its element type is that of the parameter beside it."""
     if point.layer is not None:
         parameter = point.layer.weight
@@ -170,8 +178,9 @@ def _probe(point: Point, tensor: str, constants: Constants) -> Probe:
     return Probe(tensor, point.axis, point.channels, constants.data_type(parameter))
 
 
-def _fold(batches: Iterable[Groups], channels: int) -> Moments:
-    moments = Moments.empty(channels)
+def fold(batches: Iterable[Groups], point: Point) -> Moments:
+    """The moments of a point over all batches."""
+    moments = Moments.empty(point.channels)
     for size, mean, m2 in batches:
         moments = moments.merge(Moments.from_groups(size, mean, m2))
     return moments

@@ -13,7 +13,7 @@ Three places can take it, each with the numbers a point has (Point):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,36 @@ def write_affine(constants: Constants, point: Point, gain: Vector, shift: Vector
     return [*_scale_own_bias(constants, point, gain), *_write_bias(constants, point, gain, shift)]
 
 
+def give_biases(constants: Constants, points: Sequence[Point]) -> list[tuple[int, onnx.NodeProto]]:
+    """Give every use without a bias of its own, and without a BatchNormalization, a bias of zeros; returns the nodes to insert."""
+    added = []
+    for point in points:
+        if point.norm is None and point.use is not None and point.use.bias is None:
+            added.extend(_new_bias(constants, point, np.zeros(point.channels)))
+    return added
+
+
+def write_shift(constants: Constants, point: Point, shift: Vector) -> None:
+    """Make ``shift`` all that is added to weight @ input at the point's ``dense_tensor``, in units of what leaves it.
+
+    With a BatchNormalization y = a*(x + own bias) + b behind the weight, its bias is what changes.
+    """
+    nodes = constants.model.graph.node
+    use = point.use
+    own = constants.read(nodes[use.bias.node].input[use.bias.index]) if use is not None and use.bias is not None else None
+    if point.norm is not None:
+        node = nodes[point.norm.node]
+        gain, offset = normalisation(constants, node, point.norm)
+        bias = constants.read(node.input[point.norm.bias]).astype(np.float64)
+        inside = np.zeros(point.channels) if own is None else own.astype(np.float64).reshape(-1)
+        _write(constants, node, point.norm.bias, bias - offset - gain * inside + shift, "bias")
+        return
+    assert use is not None
+    assert use.bias is not None
+    assert own is not None
+    _write(constants, nodes[use.bias.node], use.bias.index, shift.reshape(_like(own, use)) / use.bias.scale, "bias")
+
+
 def scaled(weight: NDArray[Any], gain: Vector, use: Use) -> NDArray[np.float64]:
     """The weight times one gain per output channel, float64, in the layout of the use."""
     if use.op == "ConvTranspose":
@@ -156,9 +186,15 @@ def _write_bias(constants: Constants, point: Point, gain: Vector, shift: Vector)
         bias = old.astype(np.float64) * gain.reshape(_like(old, use)) + shift.reshape(_like(old, use)) / use.bias.scale
         _write(constants, node, use.bias.index, bias, "bias")
         return []
-    if not np.any(shift):
-        return []
-    node = nodes[use.node]
+    return _new_bias(constants, point, shift) if np.any(shift) else []
+
+
+def _new_bias(constants: Constants, point: Point, shift: Vector) -> list[tuple[int, onnx.NodeProto]]:
+    """A bias where there was none: the node's own third input, or an Add to insert behind it."""
+    use = point.use
+    assert use is not None
+    assert point.layer is not None
+    node = constants.model.graph.node[use.node]
     data_type = constants.data_type(point.layer.weight)
     stem = node.name or node.output[0]
     if use.bias_index is not None:

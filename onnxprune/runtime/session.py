@@ -192,6 +192,11 @@ def to_device(array: NDArray[Any], device: Device) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device.kind, device.index)
 
 
+def as_array(value: Any) -> NDArray[Any]:
+    """A numpy array of an OrtValue; an array stays as it is."""
+    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
+
+
 def one_line(error: BaseException) -> str:
     """The error's text on one line, without ONNX Runtime's code prefix, cut at 300 characters."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))

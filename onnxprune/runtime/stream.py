@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import stages
 from onnxprune.graph.probes import Probe
-from onnxprune.runtime.session import Device, open_session, run_bound, run_session, session_of, to_device
+from onnxprune.runtime.session import Device, as_array, open_session, run_bound, run_session, session_of, to_device
 
 Batch = dict[str, NDArray[Any]]
 Groups = tuple[int, NDArray[Any], NDArray[Any]]
@@ -46,34 +46,57 @@ class Stream:
 
     def advance(self, probe: Probe) -> list[Groups]:
         """The statistics of the probe's tensor, one entry a batch, with every earlier adjustment in force."""
-        targets = self._targets
-        if probe.tensor not in targets:
-            raise ValueError(f"{probe.tensor}: was not announced as a target")
-        self._targets = targets[targets.index(probe.tensor) + 1 :]
+        self._reach(probe.tensor)
+        made = self._step(self._plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
+        return [read_probe(probe, batch) for batch in made]
+
+    def values(self, tensors: Sequence[str], stop: int = 0) -> list[dict[str, Any]]:
+        """The named tensors as OrtValues on the device, one entry a batch, once the nodes before number ``stop`` have run.
+
+        They are the announced targets that come next, in their order.
+        """
+        for tensor in tensors:
+            self._reach(tensor)
+        behind = max((self._plan.producer.get(tensor, -1) + 1 for tensor in tensors), default=0)
+        return self._step(max(stop, behind), tensors, [])
+
+    def _reach(self, tensor: str) -> None:
+        """Drop the target, and those before it, from what is still to come."""
+        if tensor not in self._targets:
+            raise ValueError(f"{tensor}: was not announced as a target")
+        self._targets = self._targets[self._targets.index(tensor) + 1 :]
+
+    def _step(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe]) -> list[dict[str, Any]]:
+        """Run the nodes up to ``stop``, keep what is still needed, and return the wanted tensors of every batch."""
         # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
-        stop = self._stop = max(self._stop, self._plan.producer.get(probe.tensor, -1) + 1)
+        stop = self._stop = max(self._stop, stop)
         after = self._plan.live(stop, self._targets)
         first = self.stages_run == 0
         self.stages_run += 1
+        raw = {name for name, how in self._repaired.items() if how.source == name}  # live ones are as they were before their repair
         session: Any = None
         keep: list[str] = []
-        groups: list[Groups] = []
+        statistics: set[str] = set()
+        results: list[dict[str, Any]] = []
         for number, live in enumerate(self._incoming() if first else self._live):
             if session is None:
                 types = self._types(live if first else None)
-                keep = sorted(after - set(types))
-                data, inputs = stages.cut(self._model, self._plan, stop, types, keep, [probe], self._repaired)
-                session = open_session(data, self._device, lean=True)
+                statistics = {name for probe in probes for name in probe.outputs}
+                asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
+                keep = sorted((after - set(types)) | asked)
+                names = [*sorted(statistics), *keep]
+                data, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
+                session = open_session(data, self._device, lean=True) if names else "there is nothing to run"
             feed = {name: live[source] for name, source in inputs.items()}
-            made = run_bound(session, feed, [*probe.outputs, *keep], self._device)
-            groups.append(read_probe(probe, made))
+            made = run_bound(session, feed, names, self._device) if names else {}
+            results.append({name: made[name] if name in made else live[name] for name in wanted})
             kept = {name: value for name, value in live.items() if name in after}
-            kept.update((name, made[name]) for name in keep)
+            kept.update((name, made[name]) for name in keep if name in after and name not in raw)
             if first:
                 self._live.append(kept)
             else:
                 self._live[number] = kept
-        return groups
+        return results
 
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
@@ -102,11 +125,6 @@ def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
     """The statistics of one batch from a stage's outputs (OrtValues or arrays)."""
     mean, m2, shape = (as_array(made[name]) for name in probe.outputs)
     return probe.group_size(tuple(int(dim) for dim in shape)), mean, m2
-
-
-def as_array(value: Any) -> NDArray[Any]:
-    """A numpy array of an OrtValue; an array stays as it is."""
-    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
 
 
 def one_pass(model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device) -> Iterator[list[Groups]]:

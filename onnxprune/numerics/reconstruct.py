@@ -1,0 +1,223 @@
+"""A layer's kept weights by least squares: on the pruned model's inputs it gives what the dense layer gives.
+
+Rows x are patches of the layer's input in the current model (pruned, repaired up to here), y the dense model's output
+at the same place; both are centred. The weight of output channel c on its support S is
+
+    w_S = (G_SS + lam I)^-1 (R_Sc + lam w0_S),   G = E[x x'], R = E[x y'], lam = ridge * mean diag G
+
+and the bias makes the output's mean the dense one: b = mean y - w . mean x. The support comes from `thinning`.
+Related: AdaPrune (arXiv 2102.08124), OBC (2208.11580), SparseGPT (2301.00774).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.numerics.thinning import Bools, Floats, best_of_each, schedule, select, solve, thin
+
+ROWS = 4096  # rows of one float32 product; the sums over products are float64
+RIDGES = (1e-2,)
+FACTOR = 1.4  # each support is 1/FACTOR of the one before
+START = 4.0  # the first support, in units of the last
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Centred second moments of input rows x and output rows y: all that least squares needs to know of them.
+
+    For g groups of K inputs and C outputs in all: count rows; x_mean (g, K); y_mean (C,);
+    xx (g, K, K) = sum (x - x_mean)(x - x_mean)'; xy (g, K, C/g) = sum (x - x_mean)(y - y_mean)';
+    yy (C,) = sum (y - y_mean)^2. Float64. A layer without groups has g = 1.
+    """
+
+    count: int
+    x_mean: Floats
+    y_mean: Floats
+    xx: Floats
+    xy: Floats
+    yy: Floats
+
+    @classmethod
+    def from_batch(cls, x: npt.NDArray[Any], y: npt.NDArray[Any], groups: int = 1) -> Self:
+        """The moments of a batch. x: (rows, g * K), y: (rows, C), float32 or float64, columns group after group.
+
+        Float32 rows are centred by their float64 mean and multiplied in float32, `ROWS` at a time; sums are float64.
+        """
+        rows, width = x.shape
+        if y.ndim != 2 or len(y) != rows or width % groups or y.shape[1] % groups:
+            raise ValueError(f"rows x {x.shape} and y {y.shape} do not pair up in {groups} groups")
+        K, C = width // groups, y.shape[1]
+        x_mean = x.mean(0, dtype=np.float64) if rows else np.zeros(width)
+        y_mean = y.mean(0, dtype=np.float64) if rows else np.zeros(C)
+        xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
+        for at in range(0, rows, ROWS):
+            a, b = x[at : at + ROWS] - x_mean.astype(x.dtype), y[at : at + ROWS] - y_mean.astype(y.dtype)
+            yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
+            if groups == 1:
+                xx[0] += a.T @ a
+                xy[0] += a.T @ b
+            else:
+                left = np.ascontiguousarray(a.reshape(-1, groups, K).transpose(1, 2, 0))
+                xx += left @ left.transpose(0, 2, 1)
+                xy += left @ b.reshape(-1, groups, C // groups).transpose(1, 0, 2)
+        return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
+
+    def merge(self, other: Self) -> Self:
+        """The moments of the rows of both, exactly (Chan, Golub, LeVeque 1983)."""
+        n = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
+        share, between = other.count / n, self.count * other.count / n
+        d = dy.reshape(len(dx), 1, -1)
+        return type(self)(
+            n,
+            self.x_mean + share * dx,
+            self.y_mean + share * dy,
+            self.xx + other.xx + between * dx[:, :, None] * dx[:, None, :],
+            self.xy + other.xy + between * dx[:, :, None] * d,
+            self.yy + other.yy + between * dy**2,
+        )
+
+    def shift(self, weight: Floats) -> Floats:
+        """The bias (C,) with which ``weight`` (C, K) gives the mean of y."""
+        g, K = self.x_mean.shape
+        return np.asarray(self.y_mean - (weight.reshape(g, -1, K) @ self.x_mean[:, :, None]).ravel())
+
+    def error(self, weight: Floats, shift: Floats) -> float:
+        """sum (y - weight x - shift)^2 / sum (y - y_mean)^2 over rows and channels: 0 is perfect, 1 a constant."""
+        g, K = self.x_mean.shape
+        w = weight.reshape(g, -1, K)
+        inner = np.einsum("gck,gck->", w @ self.xx - 2.0 * self.xy.transpose(0, 2, 1), w) + self.yy.sum()
+        left = max(0.0, float(inner)) + self.count * float(((self.shift(weight) - shift) ** 2).sum())
+        total = float(self.yy.sum())
+        return left / total if total > 0 else (0.0 if left == 0 else np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """A repaired layer: weight (C, K) float64, zero where mask (C, K) bool is False; shift (C,) float64, its bias.
+
+    error_before: of the dense weights under a magnitude mask of as many weights, with the bias that corrects the mean;
+    error_after: of the solved weights. Both relative (`Gram.error`) and, where rows were held out, measured on those
+    with weights that never saw them. ridge: the chosen one. steps: the support sizes gone through, the last the kept;
+    curve: the relative error on the rows solved on after each.
+    """
+
+    weight: Floats
+    shift: Floats
+    mask: Bools
+    error_before: float
+    error_after: float
+    ridge: float
+    steps: tuple[int, ...]
+    curve: tuple[float, ...]
+
+
+def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None = None) -> Floats:
+    """The least-squares weights (C, K) on a given support, with ``ridge`` towards ``w0`` (C, K), the dense weights.
+
+    start: (C, K) weights near by, from which an iterative solve begins.
+    """
+    G, lam = fit.xx / fit.count, _ridge(fit, ridge)
+    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(w0.shape) + np.repeat(lam, len(w0) // len(G))[:, None] * w0
+    return solve(G, rhs, lam, mask, w0 if start is None else start)
+
+
+def reconstruct(
+    fit: Gram,
+    held: Gram | None,
+    w0: npt.NDArray[Any],
+    keep: int,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    factor: float = FACTOR,
+    start: float = START,
+    pattern: tuple[int, int, int] | None = None,
+) -> Reconstruction:
+    """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
+
+    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by, in the end solved on too.
+    w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
+    pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
+    keep is C*K*n/m then.
+    """
+    w0 = np.asarray(w0, np.float64)
+    C, K = w0.shape
+    if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
+        raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
+    if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
+        raise ValueError(f"{fit.count} rows, ridges {tuple(ridges)}, factor {factor}, start {start}: want > 0, all > 0, > 1, >= 1")
+    if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
+        raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
+    everything = np.ones(w0.shape, np.bool_)
+    protected = best_of_each(np.abs(w0), everything, *pattern) if pattern else None
+    plain = w0 * select(np.abs(w0), keep, everything, protected)
+    measure = held if held is not None and held.count else fit
+    before = measure.error(plain, fit.shift(plain))
+    sizes = schedule(keep, w0.size, factor, start)
+    middle = sorted(ridges)[len(ridges) // 2]
+    lam = _ridge(fit, middle)
+    mask, weight, gains = thin(fit.xx / fit.count, fit.xy / fit.count, w0, lam, sizes, pattern)
+    power = max(float(fit.yy.sum()) / fit.count, np.finfo(float).tiny)
+    curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
+    trials = {r: weight if r == middle else refit(fit, w0, mask, r, weight) for r in ridges}
+    errors = {r: measure.error(w, fit.shift(w)) for r, w in trials.items()}
+    ridge = min(ridges, key=lambda r: errors[r])
+    weight, whole = trials[ridge], fit
+    if measure is not fit:
+        whole = fit.merge(measure)
+        weight = refit(whole, w0, mask, ridge, weight)
+    return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(sizes), curve)
+
+
+def rebalance(layers: Sequence[Reconstruction], importance: Sequence[float], *, least: float = 0.3, most: float = 3.0) -> list[int]:
+    """Keep counts of the same total as the layers' now, moved to where a weight lowers the layers' errors most.
+
+    A layer's error near k weights is about a k^-b, a and b from the last two steps of its curve (SPDY, arXiv 2201.13096,
+    also shares out a budget by measured errors). The sum over layers of importance * a k^-b is least, at a given total,
+    where every layer has importance * a b k^-(b+1) = mu: solve for k, choose mu by bisection, stay within ``least`` and
+    ``most`` times the count of now and within the layer. Layers whose curve is no help (one step, or an error that does
+    not fall) keep their count.
+    """
+    counts = [layer.steps[-1] for layer in layers]
+    free, slope, scale = [], [], []
+    for i, layer in enumerate(layers):
+        if len(layer.steps) < 2 or not 0 < layer.curve[-2] < layer.curve[-1] < np.inf:
+            continue
+        (k0, k1), (e0, e1) = layer.steps[-2:], layer.curve[-2:]
+        b = np.log(e1 / e0) / np.log(k0 / k1)
+        free.append(i)
+        slope.append(b)
+        scale.append(np.log(importance[i] * e1 * b) + b * np.log(k1))
+    if not free:
+        return counts
+    now = np.array([counts[i] for i in free], np.float64)
+    upper = np.minimum(np.floor(most * now), [layers[i].mask.size for i in free])
+    lower = np.minimum(now, np.maximum(1.0, least * now))
+    total, b, a = round(now.sum()), np.array(slope), np.array(scale)
+
+    def at(log_mu: float) -> Floats:
+        k = np.exp(np.minimum((a - log_mu) / (b + 1), 60.0))
+        return np.asarray(np.clip(k, lower, upper))
+
+    low, high = -200.0, 200.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).sum() > total else (low, middle)
+    exact = at(high)
+    whole = np.floor(exact).astype(np.int64)
+    short = total - int(whole.sum())  # goes to the largest remainders; a layer at its bound has none
+    whole[np.argsort(whole - exact, kind="stable")[:short]] += 1
+    for i, k in zip(free, whole, strict=True):
+        counts[i] = int(k)
+    return counts
+
+
+def _ridge(gram: Gram, ridge: float) -> Floats:
+    """lam (g,): ridge times the mean of G's diagonal; 1 for a group whose inputs never vary, which any weight fits."""
+    mean = np.einsum("gkk->g", gram.xx) / (gram.count * gram.xx.shape[1])
+    return np.where(mean > 0, ridge * mean, 1.0)

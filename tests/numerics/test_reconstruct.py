@@ -1,0 +1,350 @@
+"""Least-squares reconstruction: against hand-computed cases, the normal equations, lstsq, and its degenerate corners."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxprune.numerics.reconstruct import Gram, Reconstruction, rebalance, reconstruct, refit
+from onnxprune.numerics.thinning import best_of_each, schedule, select, solve_exact, solve_iterative, thin
+
+
+def correlated(rows, K, C, groups=1, seed=0):
+    """Rows with correlated inputs, dense weights, and the dense outputs with a mean and a little unexplained noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, groups, K)) @ (np.eye(K) + 0.5 * rng.standard_normal((K, K))) + 1.0
+    w = rng.standard_normal((C, K))
+    y = np.einsum("rgk,gck->rgc", x, w.reshape(groups, C // groups, K)).reshape(rows, C)
+    return x.reshape(rows, groups * K), w, y + 0.1 * rng.standard_normal((rows, C)) + 3.0
+
+
+# --- Gram
+
+
+def test_gram_of_three_rows_by_hand():
+    gram = Gram.from_batch(np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 3.0]]), np.array([[2.0], [4.0], [9.0]]))
+    np.testing.assert_array_equal(gram.x_mean, [[2.0, 1.0]])
+    np.testing.assert_array_equal(gram.y_mean, [5.0])
+    np.testing.assert_array_equal(gram.xx, [[[2.0, 3.0], [3.0, 6.0]]])
+    np.testing.assert_array_equal(gram.xy, [[[7.0], [12.0]]])
+    np.testing.assert_array_equal(gram.yy, [26.0])
+    assert gram.count == 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=4),
+    groups=st.sampled_from([1, 3]),
+    offset=st.sampled_from([0.0, 1e3]),
+    seed=st.integers(0, 99),
+)
+def test_merged_batches_equal_the_pooled_rows(cuts, groups, offset, seed):
+    x, _, y = correlated(40, 4, 6, groups, seed)
+    x, y = x + offset, y - offset
+    bounds = [0, *sorted(cuts), 40]
+    parts = [Gram.from_batch(x[a:b], y[a:b], groups) for a, b in itertools.pairwise(bounds)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    pooled = Gram.from_batch(x, y, groups)
+    assert merged.count == pooled.count
+    for name in ("x_mean", "y_mean", "xx", "xy", "yy"):
+        # an offset of 1e3 costs float64 about 1e3^2 * 1e-16 of the sums' own size
+        np.testing.assert_allclose(getattr(merged, name), getattr(pooled, name), rtol=1e-9, atol=1e-7, err_msg=name)
+
+
+def test_float32_rows_far_from_zero_keep_their_moments():
+    x, _, y = correlated(9000, 5, 3)
+    far = (x + 300).astype(np.float32), (y + 300).astype(np.float32)
+    gram, exact = Gram.from_batch(*far), Gram.from_batch(far[0].astype(np.float64), far[1].astype(np.float64))
+    np.testing.assert_allclose(gram.xx, exact.xx, rtol=1e-4, atol=1e-4 * exact.xx.max())
+    np.testing.assert_allclose(gram.yy, exact.yy, rtol=1e-4)
+
+
+def test_error_is_the_residual_of_the_rows_also_when_the_shift_is_off():
+    x, w, y = correlated(50, 4, 6, groups=2)
+    gram, shift = Gram.from_batch(x, y, 2), np.arange(6.0)
+    out = np.einsum("rgk,gck->rgc", x.reshape(50, 2, 4), w.reshape(2, 3, 4)).reshape(50, 6) + shift
+    expected = ((y - out) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    np.testing.assert_allclose(gram.error(w, shift), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("x", "y", "groups"), [((3, 4), (2, 1), 1), ((3, 4), (3, 3), 2), ((3, 4), (3,), 1)])
+def test_rows_that_do_not_pair_up_are_refused(x, y, groups):
+    with pytest.raises(ValueError, match="do not pair up"):
+        Gram.from_batch(np.zeros(x), np.zeros(y), groups)
+
+
+# --- selection
+
+
+def test_select_keeps_the_exact_count_among_ties_the_first_ones():
+    mask = select(np.array([[1.0, 2.0, 1.0], [1.0, 3.0, 1.0]]), 4, np.ones((2, 3), bool))
+    np.testing.assert_array_equal(mask, [[True, True, True], [False, True, False]])
+
+
+def test_select_puts_the_protected_first_and_never_takes_the_disallowed():
+    allowed = np.array([[False, True, True, True]])
+    mask = select(np.array([[9.0, 1.0, 2.0, 3.0]]), 2, allowed, np.array([[False, True, False, False]]))
+    np.testing.assert_array_equal(mask, [[False, True, False, True]])
+
+
+def test_two_of_four_counts_along_the_channels_not_along_the_kernel():
+    # four input channels, kernel of two: column 0 of the kernel is weights 0, 2, 4, 6
+    score = np.array([[4.0, 1.0, 3.0, 2.0, 2.0, 3.0, 1.0, 4.0]])
+    mask = best_of_each(score, np.ones((1, 8), bool), 2, 4, 2)
+    np.testing.assert_array_equal(mask, [[True, False, True, False, False, True, False, True]])
+
+
+@given(keep=st.integers(0, 300), extra=st.integers(0, 3000), factor=st.floats(1.1, 4.0), start=st.floats(1.0, 30.0))
+def test_schedules_fall_to_the_asked_count(keep, extra, factor, start):
+    size = keep + extra
+    steps = schedule(keep, size, factor, start)
+    assert steps[-1] == keep
+    assert all(a > b for a, b in itertools.pairwise(steps))
+    assert len(steps) == 1 or steps[0] < size
+    assert steps[0] <= max(keep, round(start * keep))
+
+
+def test_schedule_by_hand():
+    assert schedule(10, 1000, 2.0, 8.0) == [80, 40, 20, 10]
+    assert schedule(10, 50, 2.0, 8.0) == [29, 17, 10]  # 50 drops nothing; from there three steps of 5^(1/3) each
+
+
+# --- solving
+
+
+def test_solution_by_hand():
+    # one channel, G = [[2, 1], [1, 2]], R = [3, 0], no pull: on {0} w = 3/2; on both w = (2, -1)
+    G, rhs, lam = np.array([[[2.0, 1.0], [1.0, 2.0]]]), np.array([[3.0, 0.0]]), np.array([1e-12])
+    np.testing.assert_allclose(solve_exact(G, rhs, lam, np.array([[True, False]])), [[1.5, 0.0]], rtol=1e-9)
+    np.testing.assert_allclose(solve_exact(G, rhs, lam, np.array([[True, True]])), [[2.0, -1.0]], rtol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradient_is_zero_on_the_support_and_weights_are_zero_off_it(groups):
+    x, w0, y = correlated(200, 20, 12, groups)
+    gram = Gram.from_batch(x, y, groups)
+    mask = np.random.default_rng(1).random(w0.shape) < np.linspace(0.0, 1.0, 12)[:, None]  # all sizes, empty and full too
+    weight = refit(gram, w0, mask, 1e-2)
+    lam = np.repeat(1e-2 * np.einsum("gkk->g", gram.xx) / (200 * 20), 12 // groups)[:, None]
+    w = weight.reshape(groups, -1, 20)
+    gradient = ((w @ gram.xx - gram.xy.transpose(0, 2, 1)) / 200).reshape(w0.shape) + lam * (weight - w0)
+    np.testing.assert_allclose(gradient[mask], 0, atol=1e-10 * np.abs(gradient).max())
+    assert not weight[~mask].any()
+
+
+def test_without_pull_it_is_lstsq_on_the_support():
+    x, w0, y = correlated(100, 12, 5)
+    mask = np.random.default_rng(2).random(w0.shape) < 0.5
+    weight = refit(Gram.from_batch(x, y), w0, mask, 1e-12)
+    for c in range(5):
+        expected = np.linalg.lstsq(x[:, mask[c]] - x[:, mask[c]].mean(0), y[:, c] - y[:, c].mean(), rcond=None)[0]
+        np.testing.assert_allclose(weight[c, mask[c]], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_large_pull_gives_the_dense_weights_back():
+    x, w0, y = correlated(50, 6, 4)
+    mask = np.arange(24).reshape(4, 6) % 2 == 0
+    np.testing.assert_allclose(refit(Gram.from_batch(x, y * 0), w0, mask, 1e9), w0 * mask, rtol=1e-6, atol=1e-9)
+
+
+def test_batches_of_unlike_sizes_give_what_one_channel_at_a_time_gives(monkeypatch):
+    x, w0, y = correlated(300, 40, 30)
+    gram, mask = Gram.from_batch(x, y), np.random.default_rng(3).random((30, 40)) < 0.6
+    together = refit(gram, w0, mask, 1e-2)
+    monkeypatch.setattr("onnxprune.numerics.thinning.CHUNK", 1)
+    np.testing.assert_allclose(refit(gram, w0, mask, 1e-2), together, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_conjugate_gradients_reach_the_exact_solution(groups):
+    x, w0, y = correlated(400, 30, 6, groups)
+    gram = Gram.from_batch(x, y, groups)
+    G = gram.xx / 400
+    lam = 1e-2 * np.einsum("gkk->g", G) / 30
+    rhs = (gram.xy / 400).transpose(0, 2, 1).reshape(6, 30) + np.repeat(lam, 6 // groups)[:, None] * w0
+    mask = np.random.default_rng(4).random((6, 30)) < 0.7
+    exact = solve_exact(G, rhs, lam, mask)
+    iterated = solve_iterative(G.astype(np.float32), rhs, lam, mask, w0, iterations=80, tolerance=1e-6)
+    np.testing.assert_allclose(iterated, exact, rtol=2e-3, atol=2e-3 * np.abs(exact).max())
+    assert not iterated[~mask].any()
+
+
+# --- the whole
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("keep", [0, 1, 7, 30, 71, 72])
+def test_keeps_exactly_what_was_asked(groups, keep):
+    x, w0, y = correlated(100, 12, 6, groups)
+    result = reconstruct(Gram.from_batch(x, y, groups), None, w0, keep)
+    assert result.mask.sum() == keep == result.steps[-1]
+    assert not result.weight[~result.mask].any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(keep=st.integers(1, 80), seed=st.integers(0, 1000))
+def test_on_its_own_rows_never_worse_than_the_masked_dense_weights(keep, seed):
+    x, w0, y = correlated(60, 10, 8, seed=seed)
+    gram = Gram.from_batch(x, y)
+    one_step = reconstruct(gram, None, w0, keep, ridges=(1e-10,), start=1.0)  # the same mask, re-solved
+    assert one_step.error_after <= one_step.error_before + 1e-9
+
+
+def test_the_bias_makes_the_mean_the_dense_one():
+    x, w0, y = correlated(80, 9, 4, groups=2)
+    result = reconstruct(Gram.from_batch(x, y, 2), None, w0, 12)
+    out = np.einsum("rgk,gck->rgc", x.reshape(80, 2, 9), result.weight.reshape(2, 2, 9)).reshape(80, 4) + result.shift
+    np.testing.assert_allclose(out.mean(0), y.mean(0), atol=1e-9)
+
+
+def test_thinning_finds_the_inputs_that_one_shot_magnitude_misses():
+    # input 1 is a copy of input 0 up to a little noise: together 1.8, dense magnitudes .9 and .9; inputs 2 and 3 weigh 1 on a
+    # tenth of the variance. One shot keeps 2 and 3; with a support of three on the way, the pair's weight collects in one of them.
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((500, 4)) * [1.0, 1.0, 0.3, 0.3]
+    x[:, 1] = x[:, 0]
+    w0 = np.array([[0.9, 0.9, 1.0, 0.95]])
+    gram = Gram.from_batch(x, x @ w0.T)
+    shot = reconstruct(gram, None, w0, 2, start=1.0)
+    thinned = reconstruct(gram, None, w0, 2, factor=1.3, start=2.0)
+    np.testing.assert_array_equal(shot.mask, [[False, False, True, True]])
+    assert thinned.mask[0, :2].any()
+    assert thinned.error_after < 0.1 * shot.error_after
+
+
+@pytest.mark.parametrize("kernel", [1, 9])
+def test_two_of_four_holds_exactly_in_every_block(kernel):
+    x, w0, y = correlated(120, 8 * kernel, 6)
+    result = reconstruct(Gram.from_batch(x, y), None, w0, w0.size // 2, pattern=(2, 4, kernel))
+    np.testing.assert_array_equal(result.mask.reshape(6, 2, 4, kernel).sum(2), 2)
+    assert result.error_after < result.error_before
+    assert len(result.steps) > 1
+
+
+def test_held_rows_choose_the_ridge_and_are_solved_on_in_the_end():
+    x, w0, y = correlated(30, 24, 8)  # about as many rows as weights: without a pull it overfits
+    noise = np.random.default_rng(6).standard_normal((30, 8)) * 5
+    fit, (hx, _, hy) = Gram.from_batch(x, y + noise), correlated(400, 24, 8)
+    held = Gram.from_batch(hx, hx @ w0.T + hy.mean(0) * 0)
+    result = reconstruct(fit, held, w0, 150, ridges=(1e-6, 1e-2, 1.0))
+    alone = [reconstruct(fit, held, w0, 150, ridges=(r,)).error_after for r in (1e-6, 1e-2, 1.0)]
+    assert result.ridge > 1e-6
+    assert result.error_after <= min(alone[0], alone[1]) + 1e-12
+    np.testing.assert_allclose(result.weight, refit(fit.merge(held), w0, result.mask, result.ridge), rtol=1e-12)
+    np.testing.assert_allclose(result.shift, fit.merge(held).shift(result.weight), rtol=1e-12)
+
+
+def test_the_curve_is_the_error_on_the_solved_rows_and_rises_as_the_support_falls():
+    x, w0, y = correlated(200, 30, 12, groups=3)
+    gram = Gram.from_batch(x, y, 3)
+    result = reconstruct(gram, None, w0, 20)
+    assert len(result.curve) == len(result.steps) > 3
+    assert all(a < b for a, b in itertools.pairwise(result.curve))
+    np.testing.assert_allclose(result.curve[-1], gram.error(result.weight, result.shift), rtol=1e-9)
+
+
+# --- the budget between layers
+
+
+def layer(steps, curve, size=10_000):
+    return Reconstruction(np.zeros(1), np.zeros(1), np.zeros((1, size), bool), 1.0, curve[-1], 0.01, tuple(steps), tuple(curve))
+
+
+def test_a_budget_by_hand():
+    # errors 1/k and 4/k: least sum at a total of 300 where k^-2 = 4 k'^-2, k' = 2 k
+    layers = [layer([300, 150], [1 / 300, 1 / 150]), layer([300, 150], [4 / 300, 4 / 150])]
+    assert rebalance(layers, [1.0, 1.0]) == [100, 200]
+    assert rebalance(layers, [4.0, 1.0]) == [150, 150]
+    assert rebalance(layers, [1.0, 100.0], least=0.5, most=1.5) == [75, 225]
+
+
+def test_layers_without_a_falling_error_keep_their_count():
+    layers = [layer([9], [0.1]), layer([20, 10], [0.2, 0.2]), layer([20, 10], [0.0, 0.1]), layer([20, 10], [0.1, 0.2])]
+    assert rebalance(layers, [1.0] * 4) == [9, 10, 10, 10]
+    assert rebalance(layers[:1], [1.0]) == [9]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3000), st.floats(1e-6, 1.0), st.floats(1.01, 9.0), st.floats(0.1, 3.0)), min_size=1, max_size=9))
+def test_a_budget_adds_up_and_stays_in_its_bounds(drawn):
+    layers = [layer([2 * k, k], [e, e * ratio], size=max(2 * k, 4000)) for k, e, ratio, _ in drawn]
+    counts = rebalance(layers, [importance for *_, importance in drawn])
+    assert sum(counts) == sum(k for k, *_ in drawn)
+    for (k, *_), count, one in zip(drawn, counts, layers, strict=True):
+        assert min(k, max(1, np.floor(0.3 * k))) <= count <= min(3 * k, one.mask.size)
+
+
+# --- corners
+
+
+def test_inputs_that_never_vary_are_dropped_first():
+    x, w0, y = correlated(60, 6, 3)
+    x[:, 2] = 4.0
+    w0[:, 2] = 100.0
+    result = reconstruct(Gram.from_batch(x, y), None, w0, 9)
+    assert not result.mask[:, 2].any()
+    assert np.isfinite(result.weight).all()
+
+
+def test_a_layer_with_dead_inputs_only_still_gets_the_dense_mean():
+    y = np.random.default_rng(7).standard_normal((20, 2)) + 5
+    result = reconstruct(Gram.from_batch(np.zeros((20, 3)), y), None, np.ones((2, 3)), 4)
+    assert result.mask.sum() == 4
+    np.testing.assert_allclose(result.shift, y.mean(0))
+    np.testing.assert_allclose(result.error_after, 1.0)
+
+
+def test_outputs_that_never_vary_have_no_error_when_met():
+    gram = Gram.from_batch(np.zeros((5, 2)), np.full((5, 1), 3.0))
+    assert reconstruct(gram, None, np.ones((1, 2)), 1).error_after == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_fewer_rows_than_inputs(rows):
+    x, w0, y = correlated(rows, 16, 4)
+    result = reconstruct(Gram.from_batch(x, y), None, w0, 40)
+    assert result.mask.sum() == 40
+    assert np.isfinite(result.weight).all()
+    assert np.isfinite(result.shift).all()
+
+
+def test_one_input_one_output():
+    x = np.array([[1.0], [2.0], [4.0]])
+    result = reconstruct(Gram.from_batch(x, 3 * x + 1), None, np.array([[3.0]]), 1)
+    np.testing.assert_allclose(result.weight, [[3.0]])
+    np.testing.assert_allclose(result.shift, [1.0])
+
+
+def test_keeping_everything_restores_the_dense_layer():
+    x, w0, _ = correlated(200, 8, 5)
+    result = reconstruct(Gram.from_batch(x, x @ w0.T), None, w0, w0.size)
+    np.testing.assert_allclose(result.weight, w0, rtol=1e-9)
+    assert result.steps == (40,)
+
+
+def test_depthwise_layers_are_solved_channel_by_channel_and_share_one_budget():
+    x, w0, y = correlated(150, 9, 16, groups=16)
+    w0[8:] *= 10
+    y[:, 8:] *= 10
+    result = reconstruct(Gram.from_batch(x, y, 16), None, w0, 60)
+    assert result.mask[8:].sum() > result.mask[:8].sum()
+    assert result.error_after < result.error_before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 25}, {"keep": -1}, {"ridges": ()}, {"ridges": (0.0,)}, {"factor": 1.0}, {"start": 0.5}, {"pattern": (2, 4, 1)}],
+)
+def test_senseless_options_are_refused(options):
+    x, w0, y = correlated(10, 6, 4)
+    with pytest.raises(ValueError, match=r"keep|want|pattern"):
+        reconstruct(Gram.from_batch(x, y), None, w0, **{"keep": 12, **options})
+
+
+def test_the_same_input_gives_the_same_bytes():
+    x, w0, y = correlated(100, 30, 10)
+    first, again = (thin(g.xx, g.xy, w0, np.array([0.1]), [150, 60]) for g in [Gram.from_batch(x, y)] * 2)
+    assert first[1].tobytes() == again[1].tobytes()
