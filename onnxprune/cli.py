@@ -110,7 +110,8 @@ def command() -> Decorator:
 
 @command()
 @click.argument("models", nargs=-1, required=True, type=FILE, metavar="MODEL...")
-@click.option("--sparsity", type=float, required=True, metavar="S", help="Share of weights to remove, 0 <= S < 1.")
+@click.option("--sparsity", type=float, metavar="S", help="Share of weights to remove, 0 <= S < 1; needed but with --pattern.")
+@click.option("--pattern", metavar="N:M", help="Keep N of every M weights along the input channels, such as 2:4, in every layer.")
 @click.option(
     "--repair",
     type=click.Choice(REPAIRS),
@@ -211,6 +212,8 @@ def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], as_json: bool, *
 
 def _options(values: dict[str, Any]) -> Options:
     """The command line's values as Options; those that say how samples are read go together."""
+    if values["sparsity"] is None:
+        del values["sparsity"]
     told = {name: values.pop(name) for name in ("mean", "std", "layout", "resize")}
     return Options(preprocess=Preprocess(**told), **values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError, ModelError
-from onnxprune.graph import layers
+from onnxprune.graph import geometry, layers
 from onnxprune.graph.affine import scaled
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, masks
@@ -28,6 +29,8 @@ class Masked:
     keep: tuple[int, ...]
     unfolded: tuple[bool, ...]
     """Layers whose weights were ranked with a folded BatchNormalization's scale taken out."""
+    left: Mapping[int, str]
+    """Layers that could not take the n:m pattern, and why."""
 
 
 def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
@@ -58,14 +61,41 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
             raise AllocationError(f"layer {found.layers[number].name!r}: {error}") from None
     folded = options.unfold and _folded(found, constants)
     scores = [_score(found.layers[number], weight, folded) for number, weight in zip(places, weights, strict=True)]
-    counts = allocation.allocate(options.alloc, scores, options.sparsity, {places.index(number): value for number, value in fixed.items()})
+    left: dict[int, str] = {}
+    kept: list[NDArray[np.bool_]] = []
+    if options.n_m is None:
+        shares = {places.index(number): value for number, value in fixed.items()}
+        counts = allocation.allocate(options.alloc, scores, options.sparsity, shares)
+        kept = [masks.top(score, count) for score, count in zip(scores, counts, strict=True)]
+    else:
+        for number, score in zip(places, scores, strict=True):
+            mask = _pattern_mask(copy, found.layers[number], score, *options.n_m)
+            left.update({number: mask} if isinstance(mask, str) else {})
+            kept.append(np.ones(score.shape, np.bool_) if isinstance(mask, str) else mask)
+        if len(left) == len(places):
+            raise AllocationError(f"--pattern {options.pattern} fits none of the {len(places)} layers: {left[places[0]]}")
     keep = [layer.size for layer in found.layers]
-    for number, weight, score, count in zip(places, weights, scores, counts, strict=True):
-        keep[number] = count
-        if count < weight.size:
-            constants.write(found.layers[number].weight, np.where(masks.top(score, count), weight, 0).astype(weight.dtype))
+    for number, weight, mask in zip(places, weights, kept, strict=True):
+        keep[number] = int(mask.sum())
+        if keep[number] < weight.size:
+            constants.write(found.layers[number].weight, np.where(mask, weight, 0).astype(weight.dtype))
     unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
-    return Masked(copy, constants, found, tuple(chosen), tuple(keep), unfolded)
+    pruned = tuple(take and number not in left for number, take in enumerate(chosen))
+    return Masked(copy, constants, found, pruned, tuple(keep), unfolded, left)
+
+
+def _pattern_mask(model: onnx.ModelProto, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:
+    """The mask that keeps the n largest of every m weights along the input channels, or the reason why the layer is left dense."""
+    use = layer.uses[0]
+    shape = geometry.geometry(model.graph.node[use.node], use, layer.shape)
+    if isinstance(shape, str):
+        return f"left dense: {shape}"
+    matrix = np.abs(geometry.to_matrix(score, shape))
+    inner = matrix.shape[1] // shape.taps
+    if inner % m:
+        return f"left dense: {m} does not divide its {inner} input channels"
+    mask = masks.n_m(matrix.reshape(len(matrix), inner, shape.taps), n, m, 1).reshape(matrix.shape)
+    return np.asarray(geometry.from_matrix(mask.astype(np.float64), shape, layer.shape) != 0)
 
 
 def _folded(found: layers.Found, constants: Constants) -> bool:

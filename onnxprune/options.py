@@ -21,13 +21,15 @@ DEFAULT_REPAIR = "channel"
 class Options:
     """The options of a run; the command line and the README say what each means.
 
-    ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1.
+    ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1. ``pattern`` is "N:M" instead: of every M
+    weights along a layer's input channels N stay, and the sparsity follows.
 
     Raises:
         UsageError: a value is out of its range or not one of its choices.
     """
 
-    sparsity: float
+    sparsity: float = math.nan
+    pattern: str | None = None
     alloc: str = DEFAULT_ALLOC
     repair: str = DEFAULT_REPAIR
     unfold: bool = True
@@ -46,6 +48,13 @@ class Options:
         for name in ("include", "exclude"):  # one pattern, or any sequence of them
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        if self.n_m is not None:
+            n, m = self.n_m
+            if not math.isnan(self.sparsity) or self.layer_sparsity:
+                raise UsageError(f"--pattern {self.pattern} sets the sparsity of every layer; leave --sparsity and --layer-sparsity out")
+            object.__setattr__(self, "sparsity", 1 - n / m)
+        elif math.isnan(self.sparsity):
+            raise UsageError("--sparsity S is missing (nan); give it in 0 <= S < 1, or --pattern N:M instead")
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
             if not 0 <= value < 1:  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
@@ -72,6 +81,20 @@ class Options:
                     re.compile(pattern)
                 except re.error as error:
                     raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+    @property
+    def n_m(self) -> tuple[int, int] | None:
+        """The two numbers of the pattern N:M, None without one.
+
+        Raises:
+            UsageError: it is not of that form, or not 0 < N < M.
+        """
+        if self.pattern is None:
+            return None
+        found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", self.pattern)
+        if found is None or not 0 < int(found[1]) < int(found[2]):
+            raise UsageError(f"--pattern {self.pattern!r} is not N:M with 0 < N < M, such as 2:4")
+        return int(found[1]), int(found[2])
 
 
 def selected(layers: Sequence[Layer], options: Options) -> list[bool]:

@@ -60,7 +60,7 @@ def prune(
         model: an ONNX file, or a model in memory, which is not changed.
         calib: files or folders of unlabelled samples, or arrays (one, or one an input by name). Not needed for repair="none".
         progress: called as progress(phase, done, total) along the way.
-        **options: the fields of onnxprune.Options; ``sparsity`` is required.
+        **options: the fields of onnxprune.Options; ``sparsity`` or ``pattern`` is required.
 
     Raises:
         OnnxpruneError: one of its children, with one line that says what to do.
@@ -200,7 +200,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
         keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            return reconstruct_in_order(dense, masked.constants, keep, batches, reached, None, options.seed, tools.device, tick)
+            return reconstruct_in_order(dense, masked.constants, keep, batches, reached, options.n_m, options.seed, tools.device, tick)
     with tools.clock.phase("dense statistics"):
         tick = ticker(tools.progress, "dense statistics", -(-len(rows) // size))
         moments = dense_moments(dense, points, batches(), tools.device, tick)

@@ -29,7 +29,6 @@ from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join, join_of, readers
 from onnxprune.graph.tensors import Constants
-from onnxprune.numerics import masks
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
 from onnxprune.numerics.repair import match_channel
@@ -179,7 +178,7 @@ def _solve(
     measure = held if held.count else fit
     repaired = masked * _gains(measure, masked)[:, None]
     plain = measure.error(repaired, measure.shift(repaired))
-    layout = (*pattern, shape.taps) if pattern else None
+    layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout)
     before = measure.error(masked, measure.shift(masked))
     if found.error_after >= plain:
@@ -288,14 +287,3 @@ def _outcome(
         ridge=found.ridge,
         steps=found.steps,
     )
-
-
-def pattern_mask(weight: NDArray[Any], shape: Geometry, n: int, m: int) -> NDArray[np.bool_] | None:
-    """The n:m mask of a stored weight along its input-channel axis, None where m does not divide it."""
-    matrix = geometry.to_matrix(weight, shape)
-    inner = matrix.shape[1] // shape.taps
-    if inner % m:
-        return None
-    mask = masks.n_m(np.abs(matrix).reshape(len(matrix), inner, shape.taps), n, m, 1)
-    stored = geometry.from_matrix(mask.reshape(matrix.shape).astype(np.float64), dataclasses.replace(shape, alpha=1.0), weight.shape)
-    return np.asarray(stored != 0)

@@ -72,7 +72,9 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
     notes = []
     if masked.unfolded[number] and keep < layer.size:
         notes.append("ranked unfolded")
-    if not taken:
+    if number in masked.left:
+        notes.append(masked.left[number])
+    elif not taken:
         notes.append("left dense by --include or --exclude")
     if keep == 0 and layer.size:
         notes.append("keeps no weight: the layer is cut")
@@ -81,6 +83,7 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
     if outcomes and any(use.norm is not None for use in layer.uses):
         notes.append("repaired in its BatchNormalization")
     notes += [note for outcome in outcomes for note in outcome.notes]
+    first = outcomes[0] if outcomes else None
     return LayerReport(
         name=layer.name,
         op=layer.op,
@@ -98,6 +101,10 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
         gain_max=max((outcome.gain[1] for outcome in outcomes), default=None),
         variance_error_before=_worst(outcome.error_before for outcome in outcomes),
         variance_error_after=_worst(outcome.error_after for outcome in outcomes),
+        relative_error_before=first.relative_error[0] if first and first.relative_error else None,
+        relative_error_after=first.relative_error[1] if first and first.relative_error else None,
+        ridge=first.ridge if first else None,
+        steps=first.steps if first else (),
         notes=tuple(dict.fromkeys(notes)),
     )
 

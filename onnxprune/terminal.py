@@ -50,7 +50,9 @@ def show_layers(console: Console, layers: Sequence[LayerReport]) -> None:
 
 
 def _notes(entry: LayerReport) -> Iterator[str]:
-    if entry.variance_error_before is not None and entry.variance_error_after is not None:
+    if entry.relative_error_before is not None and entry.relative_error_after is not None:
+        yield f"relative error {entry.relative_error_before:.3f} -> {entry.relative_error_after:.3f}"
+    elif entry.variance_error_before is not None and entry.variance_error_after is not None:
         yield f"variance error {entry.variance_error_before:.2f} -> {entry.variance_error_after:.2f}"
     if entry.dead_channels:
         yield f"{entry.dead_channels} of {entry.channels} channels dead"
