@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,28 +29,14 @@ from onnxprune.graph.joins import Join, join_of, readers
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.repair import match_channel
-from onnxprune.runtime.rows import gather
+from onnxprune.numerics.targets import channel_gains, moved, output_moments
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
+from onnxprune.sampling import Rows, input_of, sample_rows
 from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error
 
-ROWS = 30_000
-"""Rows sampled a layer, over all batches: more gain nothing (docs/reconstruction.md)."""
-HELD = 8
-"""One batch in so many is held out, to measure a layer's error on and to choose its ridge by."""
 ROUNDS = 2
 """How often the target is moved to the flat side of the activation and the layer solved again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Sampled rows of one layer: inputs x (R, groups * K), dense sums z (R, C) and the other branch's part (R, C), float32."""
-
-    x: NDArray[np.float32]
-    z: NDArray[np.float32]
-    other: NDArray[np.float32]
-    held: NDArray[np.bool_]
 
 
 def reconstruct_in_order(
@@ -83,7 +67,7 @@ def reconstruct_in_order(
     for point in points:
         if isinstance(shapes[id(point)], Geometry):
             join = joins[id(point)]
-            goals += [_input(model, point), *([join.other] if join.other else [])]
+            goals += [input_of(model, point), *([join.other] if join.other else [])]
             dense_goals.append(join.output)
         else:
             goals.append(point.tensor)
@@ -95,7 +79,7 @@ def reconstruct_in_order(
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
             join = joins[id(point)]
-            rows = _rows(model, point, shape, join, current, reference, rng, device)
+            rows = sample_rows(model, point, shape, join, current, reference, rng, device)
             outcomes.append(_solve(constants, original, point, shape, join, rows, keep, pattern))
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -119,46 +103,6 @@ def _shape(model: onnx.ModelProto, point: Point) -> Geometry | str:
     return geometry.geometry(model.graph.node[point.use.node], point.use, point.layer.shape)
 
 
-def _input(model: onnx.ModelProto, point: Point) -> str:
-    """The tensor a layer reads beside its weight."""
-    assert point.use is not None
-    return str(model.graph.node[point.use.node].input[1 if point.use.axis == -2 else 0])
-
-
-def _rows(
-    model: onnx.ModelProto,
-    point: Point,
-    shape: Geometry,
-    join: Join,
-    current: Stream,
-    reference: Stream,
-    rng: np.random.Generator,
-    device: Device,
-) -> Rows:
-    """Sampled rows of the layer over all batches, the same ones of input, dense output and other branch."""
-    assert point.use is not None
-    name = _input(model, point)
-    given = current.values([name, *([join.other] if join.other else [])], point.use.node)
-    wanted = reference.values([join.output])
-    parts: tuple[list[Any], list[Any], list[Any], list[Any]] = ([], [], [], [])
-    per_batch = -(-ROWS // len(given))
-    for number, (ours, theirs) in enumerate(zip(given, wanted, strict=True)):
-        z = theirs[join.output]
-        order = geometry.last_axis(len(z.shape()), shape)
-        total = int(np.prod([z.shape()[axis] for axis in order[:-1]], dtype=np.int64))
-        at = np.arange(total) if total <= per_batch else np.sort(rng.choice(total, per_batch, replace=False))
-        index = geometry.sources(shape, tuple(ours[name].shape()), tuple(z.shape()), at)
-        parts[0].append(gather(ours[name], geometry.last_axis(len(ours[name].shape()), shape), index, device))
-        parts[1].append(gather(z, order, at[:, None], device))
-        if join.other is not None:
-            parts[2].append(gather(ours[join.other], order, at[:, None], device))
-        held = len(given) > 1 and number % HELD == HELD // 2 % len(given)
-        parts[3].append(np.full(len(at), held))
-    z_rows = np.concatenate(parts[1])
-    other = np.concatenate(parts[2]) if parts[2] else np.zeros_like(z_rows)
-    return Rows(np.concatenate(parts[0]), z_rows, other, np.concatenate(parts[3]))
-
-
 def _solve(
     constants: Constants,
     original: Constants,
@@ -174,75 +118,28 @@ def _solve(
     gain, _ = _normalisation(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.weight), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.weight), shape) * gain[:, None]
-    fit, held = _grams(rows, rows.z - rows.other, shape.group)
+    target = rows.z - rows.other
+    fit = Gram.from_batch(rows.x[: rows.fit], target[: rows.fit], shape.group)
+    held = Gram.from_batch(rows.x[rows.fit :], target[rows.fit :], shape.group)
     measure = held if held.count else fit
-    repaired = masked * _gains(measure, masked)[:, None]
+    repaired = masked * channel_gains(measure, masked)[:, None]
     plain = measure.error(repaired, measure.shift(repaired))
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout)
     before = measure.error(masked, measure.shift(masked))
     if found.error_after >= plain:
         whole = fit.merge(held)
-        weight = masked * _gains(whole, masked)[:, None]
+        weight = masked * channel_gains(whole, masked)[:, None]
         note = (f"channel repair: the solution's held-out error {found.error_after:.3g} is not below {plain:.3g}",)
         _write(constants, point, shape, weight, whole.shift(weight))
         return _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
     weight, whole = found.weight, fit.merge(held)
     if np.isfinite(join.low) or np.isfinite(join.high):
         for _ in range(ROUNDS):
-            whole = _moved(rows, join, whole, weight, shape.group)
+            whole = moved(whole, rows.x, rows.z, rows.other, weight, join.low, join.high)
             weight = refit(whole, dense, found.mask, found.ridge, weight)
     _write(constants, point, shape, weight, whole.shift(weight))
     return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())
-
-
-def _grams(rows: Rows, target: NDArray[np.float32], group: int) -> tuple[Gram, Gram]:
-    """The moments of the rows to solve on and of those held out."""
-    return (
-        Gram.from_batch(rows.x[~rows.held], target[~rows.held], group),
-        Gram.from_batch(rows.x[rows.held], target[rows.held], group),
-    )
-
-
-def _moved(rows: Rows, join: Join, gram: Gram, weight: NDArray[np.float64], group: int) -> Gram:
-    """The moments with the target moved to what the layer gives where the dense activation is flat and stays on its side."""
-    blocks = weight.reshape(group, -1, weight.shape[1]).astype(np.float32)
-    inputs = rows.x.reshape(len(rows.x), group, -1)
-    given = np.einsum("rgk,gck->rgc", inputs, blocks, optimize=True).reshape(len(rows.x), -1) if group > 1 else rows.x @ blocks[0].T
-    now = given + gram.shift(weight).astype(np.float32) + rows.other
-    target = rows.z
-    if np.isfinite(join.low):
-        target = np.where(target > join.low, target, np.minimum(now, np.float32(join.low)))
-    if np.isfinite(join.high):
-        target = np.where(rows.z < join.high, target, np.maximum(now, np.float32(join.high)))
-    target = target - rows.other
-    mean = target.mean(0, dtype=np.float64)
-    centred = target - mean.astype(np.float32)
-    inputs32 = rows.x - gram.x_mean.ravel().astype(np.float32)
-    if group == 1:
-        xy = (inputs32.T @ centred).astype(np.float64)[None]
-    else:
-        xy = np.einsum("rgk,rgc->gkc", inputs32.reshape(inputs.shape), centred.reshape(len(centred), group, -1), optimize=True).astype(
-            np.float64
-        )
-    return dataclasses.replace(gram, xy=xy, y_mean=mean, yy=np.einsum("rc,rc->c", centred, centred, dtype=np.float64))
-
-
-def _gains(gram: Gram, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The channel repair's gains for a weight (C, K), from the moments of its inputs and of the dense outputs."""
-    current = output_moments(gram, weight)
-    gains = np.ones(len(weight))
-    alive = current.m2 > 1e-12 * np.maximum(gram.yy, 1e-300)
-    gains[alive] = match_channel(gram.yy[alive], current.m2[alive])
-    return gains
-
-
-def output_moments(gram: Gram, weight: NDArray[np.float64]) -> Moments:
-    """The moments of weight @ x over the rows of the moments of x."""
-    g, K = gram.x_mean.shape
-    blocks = weight.reshape(g, -1, K)
-    m2 = np.einsum("gck,gck->gc", blocks @ gram.xx, blocks).ravel()
-    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(m2, 0.0))
 
 
 def _normalisation(constants: Constants, point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
