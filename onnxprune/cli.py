@@ -96,7 +96,7 @@ def cli() -> None:
     """Prune an ONNX model to high sparsity and repair it from unlabelled samples.
 
     \b
-    onnxprune MODEL... --sparsity 0.95 --calib data/    prune (the word "prune" may be left out)
+    onnxprune MODEL... --sparsity 0.95 --calib data/    prune (or: onnxprune prune)
     onnxprune inspect MODEL                             what can be pruned
     onnxprune compare DENSE PRUNED --calib data/        how near two models are
     """
@@ -142,7 +142,9 @@ def command() -> Decorator:
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
 def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, dry_run: bool,
           force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], **options: Any) -> None:  # fmt: skip
-    """Prune each MODEL and repair it; writes MODEL's stem + .pruned.onnx.
+    """Prune and repair each MODEL.
+
+    Writes a file of the same stem that ends in .pruned.onnx.
 
     \b
     Example:  onnxprune model.onnx --alloc erk --sparsity 0.95 --calib data/
@@ -150,6 +152,8 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
     asked = _options(options)
     console = terminal.stdout()
     if dry_run:
+        if report is not None:
+            raise UsageError("--dry-run writes nothing; leave --report out")
         for path in models:
             terminal.show_plan(console, path, plan(path, asked), quiet=quiet)
         return
@@ -166,7 +170,9 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
 @with_options(*ALLOCATION)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -> None:
-    """Show the layers of MODEL, and with --sparsity what each would keep.
+    """Show what can be pruned in MODEL.
+
+    With --sparsity also what each layer would keep.
 
     \b
     Example:  onnxprune inspect model.onnx --alloc lamp --sparsity 0.9
@@ -195,7 +201,9 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
 @with_options(*SAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Show how near PRUNED is to DENSE on samples, layer densities and sizes.
+    """Show how near PRUNED is to DENSE.
+
+    Agreement on samples, density of the layers, sizes of the files.
 
     \b
     Example:  onnxprune compare model.onnx model.pruned.onnx --calib data/

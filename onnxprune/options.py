@@ -13,6 +13,7 @@ from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.runtime.calibration import Preprocess
 
 REPAIRS = ("none", "bn", "layer", "channel", "asr", "reconstruct")
+UNSET = -math.inf  # no sparsity was given
 DEFAULT_ALLOC = "erk"
 DEFAULT_REPAIR = "channel"
 
@@ -28,7 +29,7 @@ class Options:
         UsageError: a value is out of its range or not one of its choices.
     """
 
-    sparsity: float = math.nan
+    sparsity: float = UNSET
     pattern: str | None = None
     alloc: str = DEFAULT_ALLOC
     repair: str = DEFAULT_REPAIR
@@ -50,11 +51,11 @@ class Options:
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         if self.n_m is not None:
             n, m = self.n_m
-            if not math.isnan(self.sparsity) or self.layer_sparsity:
+            if self.sparsity != UNSET or self.layer_sparsity:
                 raise UsageError(f"--pattern {self.pattern} sets the sparsity of every layer; leave --sparsity and --layer-sparsity out")
             object.__setattr__(self, "sparsity", 1 - n / m)
-        elif math.isnan(self.sparsity):
-            raise UsageError("--sparsity S is missing (nan); give it in 0 <= S < 1, or --pattern N:M instead")
+        elif self.sparsity == UNSET:
+            raise UsageError("Missing option '--sparsity': give 0 <= S < 1, or --pattern N:M in its place")
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
             if not 0 <= value < 1:  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")

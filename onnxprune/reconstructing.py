@@ -29,10 +29,10 @@ from onnxprune.graph.joins import Join, join_of, readers
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.targets import channel_gains, moved, output_moments
+from onnxprune.numerics.targets import channel_gains, output_moments
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
-from onnxprune.sampling import Rows, input_of, sample_rows
+from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
 from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error
 
 ROUNDS = 2
@@ -81,6 +81,7 @@ def reconstruct_in_order(
             join = joins[id(point)]
             rows = sample_rows(model, point, shape, join, current, reference, rng, device)
             outcomes.append(_solve(constants, original, point, shape, join, rows, keep, pattern))
+            del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
             outcome, nodes = repair_point(constants, current, point, target, "channel")
@@ -109,7 +110,7 @@ def _solve(
     point: Point,
     shape: Geometry,
     join: Join,
-    rows: Rows,
+    rows: Rows | RowsThere,
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
 ) -> Outcome:
@@ -118,25 +119,24 @@ def _solve(
     gain, _ = _normalisation(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.weight), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.weight), shape) * gain[:, None]
-    target = rows.z - rows.other
-    fit = Gram.from_batch(rows.x[: rows.fit], target[: rows.fit], shape.group)
-    held = Gram.from_batch(rows.x[rows.fit :], target[rows.fit :], shape.group)
+    fit, held = rows.grams(shape.group)
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
     plain = measure.error(repaired, measure.shift(repaired))
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
-    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout)
+    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, both=False)
     before = measure.error(masked, measure.shift(masked))
+    more, whole = held.count > 0, fit.merge(held, overwrite=True)
+    del fit, held, measure  # hundreds of megabytes in a large layer
     if found.error_after >= plain:
-        whole = fit.merge(held)
         weight = masked * channel_gains(whole, masked)[:, None]
         note = (f"channel repair: the solution's held-out error {found.error_after:.3g} is not below {plain:.3g}",)
         _write(constants, point, shape, weight, whole.shift(weight))
         return _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
-    weight, whole = found.weight, fit.merge(held)
+    weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
     if np.isfinite(join.low) or np.isfinite(join.high):
         for _ in range(ROUNDS):
-            whole = moved(whole, rows.x, rows.z, rows.other, weight, join.low, join.high)
+            whole = rows.moved(whole, weight, join.low, join.high)
             weight = refit(whole, dense, found.mask, found.ridge, weight)
     _write(constants, point, shape, weight, whole.shift(weight))
     return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())

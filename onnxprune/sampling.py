@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,19 @@ from onnxprune.graph import geometry
 from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join
+from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.targets import moved, with_targets
+from onnxprune.runtime.grams import Piece, joined, moments, moved_moments
 from onnxprune.runtime.rows import gather
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.session import Device, as_array
 from onnxprune.runtime.stream import Stream
 
 ROWS = 30_000
 """Rows sampled a layer, over all batches: more gain nothing (docs/reconstruction.md)."""
 HELD = 8
 """One batch in so many is held out, to measure a layer's error on and to choose its ridge by."""
+GRAPHS = {"cpu": False, "cuda": True}
+"""By the kind of device, whether moments come from ONNX graphs where the rows are, or from BLAS (figures in runtime.grams)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,46 @@ class Rows:
     z: NDArray[np.float32]
     other: NDArray[np.float32]
     fit: int
+
+    def grams(self, groups: int) -> tuple[Gram, Gram]:
+        """The moments of the inputs and of z - other, of the rows to solve on and of those held out."""
+        target = self.z - self.other
+        parts = (slice(None, self.fit), slice(self.fit, None))
+        fit, held = (Gram.from_batch(self.x[rows], target[rows], groups) for rows in parts)
+        return fit, held
+
+    def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
+        """The moments ``gram`` of all rows with the target moved to the flat side of the activation (numerics.targets.moved)."""
+        return moved(gram, self.x, self.z, self.other, weight, low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class RowsThere:
+    """The same as `Rows`, batch by batch and still on the device, where graphs make the moments."""
+
+    fit: Sequence[Piece]
+    held: Sequence[Piece]
+    device: Device
+
+    def grams(self, groups: int) -> tuple[Gram, Gram]:
+        """As `Rows.grams`."""
+        return self._gram(self.fit, groups), self._gram(self.held, groups)
+
+    def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
+        """As `Rows.moved`."""
+        groups, shift = len(gram.x_mean), gram.shift(weight)
+        runs = joined([*self.fit, *self.held])
+        return with_targets(gram, [moved_moments(run, weight, shift, (low, high), groups, self.device) for run in runs])
+
+    def _gram(self, pieces: Sequence[Piece], groups: int) -> Gram:
+        runs = joined(pieces)
+        if not runs:
+            x, z, _ = (self.fit or self.held)[0]
+            return Gram.from_batch(np.zeros((0, x.shape()[1])), np.zeros((0, z.shape()[1])), groups)
+        whole = Gram(*moments(runs[0], groups, self.device))
+        for run in runs[1:]:
+            whole = whole.merge(Gram(*moments(run, groups, self.device)), overwrite=True)
+        return whole
 
 
 def input_of(model: onnx.ModelProto, point: Point) -> str:
@@ -51,34 +97,41 @@ def sample_rows(
     reference: Stream,
     rng: np.random.Generator,
     device: Device,
-) -> Rows:
+) -> Rows | RowsThere:
     """Walk both streams to a layer and gather the same rows of its input, of the dense output and of the other branch."""
     assert point.use is not None
     name = input_of(model, point)
     given = current.values([name, *([join.other] if join.other else [])], point.use.node)
     wanted = reference.values([join.output])
     apart = {number for number in range(len(given)) if len(given) > 1 and number % HELD == HELD // 2 % len(given)}
-    order = sorted(range(len(given)), key=lambda number: (number in apart, number))
-    places = {number: _places(shape, wanted[number][join.output], -(-ROWS // len(given)), rng) for number in range(len(given))}
-    total = sum(len(at) for at in places.values())
-    x = z = other = np.zeros((0, 0), np.float32)
-    filled = fit = 0
-    for number in order:
+    places = [_places(shape, batch[join.output], -(-ROWS // len(given)), rng) for batch in wanted]
+
+    def piece(number: int) -> Piece:
         ours, dense, at = given[number], wanted[number][join.output], places[number]
         index = geometry.sources(shape, tuple(ours[name].shape()), tuple(dense.shape()), at)
-        inputs = gather(ours[name], geometry.last_axis(len(ours[name].shape()), shape), index, device)
         axes = geometry.last_axis(len(dense.shape()), shape)
-        outputs = gather(dense, axes, at[:, None], device)
+        return (
+            gather(ours[name], geometry.last_axis(len(ours[name].shape()), shape), index, device),
+            gather(dense, axes, at[:, None], device),
+            gather(ours[join.other], axes, at[:, None], device) if join.other is not None else None,
+        )
+
+    fit = [number for number in range(len(given)) if number not in apart]
+    if GRAPHS[device.kind]:
+        return RowsThere([piece(number) for number in fit], [piece(number) for number in sorted(apart)], device)
+    total, filled = sum(map(len, places)), 0
+    x = z = other = np.zeros((0, 0), np.float32)
+    for number in [*fit, *sorted(apart)]:
+        inputs, outputs, part = piece(number)
         if not filled:
-            x, z = np.empty((total, inputs.shape[1]), np.float32), np.empty((total, outputs.shape[1]), np.float32)
+            x, z = np.empty((total, inputs.shape()[1]), np.float32), np.empty((total, outputs.shape()[1]), np.float32)
             other = np.zeros_like(z)
-        rows = slice(filled, filled + len(at))
-        x[rows], z[rows] = inputs, outputs
-        if join.other is not None:
-            other[rows] = gather(ours[join.other], axes, at[:, None], device)
-        filled += len(at)
-        fit += 0 if number in apart else len(at)
-    return Rows(x, z, other, fit)
+        rows = slice(filled, filled + len(places[number]))
+        x[rows], z[rows] = as_array(inputs), as_array(outputs)
+        if part is not None:
+            other[rows] = as_array(part)
+        filled = rows.stop
+    return Rows(x, z, other, sum(len(places[number]) for number in fit))
 
 
 def _places(shape: Geometry, value: Any, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -117,7 +117,7 @@ def repair_point(
     _tell(stream, constants, point, gain, shift)
     outcome = Outcome(
         point,
-        rule if point.norm is not None or rule != "bn" else "bn (folded)",
+        rule if rule != "bn" else "channel" if point.norm is not None else "bn (folded)",
         (float(gain.min()), float(gain.max())),
         int(found.dead.sum()),
         variance_error(target, current),

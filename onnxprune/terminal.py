@@ -15,6 +15,8 @@ from onnxprune.report import AgreementReport, FileReport, LayerReport, OutputAgr
 
 # Where no terminal says how wide it is (a pipe, a log), lines are not wrapped at 80.
 PIPE_WIDTH = 160
+# Notes that stand at most layers of a model, as the table says them; the report has them in full.
+SHORT = {"repaired in its BatchNormalization": "in BatchNorm", "ranked unfolded": "unfolded"}
 
 
 def stdout() -> Console:
@@ -56,7 +58,7 @@ def _notes(entry: LayerReport) -> Iterator[str]:
         yield f"variance error {entry.variance_error_before:.2f} -> {entry.variance_error_after:.2f}"
     if entry.dead_channels:
         yield f"{entry.dead_channels} of {entry.channels} channels dead"
-    yield from entry.notes
+    yield from (SHORT.get(note, note) for note in entry.notes)
 
 
 def show_skipped(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
@@ -76,7 +78,7 @@ def show_summary(console: Console, report: Report) -> None:
     rows = [
         (
             "sparsity",
-            f"{report.sparsity:.6f} ({report.kept:,} of {report.weights:,} weights kept), asked {report.sparsity_asked:g}",
+            f"{report.sparsity:.6f} ({report.kept:,} of {report.weights:,} weights kept{_others(report)}), asked {report.sparsity_asked:g}",
         )
     ]
     rows += list(_agreement_rows(report.agreement)) if report.agreement is not None else [("agreement", _not_measured(report))]
@@ -111,6 +113,12 @@ def show_summary(console: Console, report: Report) -> None:
     console.print(grid)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
+
+
+def _others(report: Report) -> str:
+    """How many layers the sparsity does not count, if any."""
+    dense = sum(not entry.pruned for entry in report.layers)
+    return f"; {dense} layers left out" if dense else ""
 
 
 def _not_measured(report: Report) -> str:

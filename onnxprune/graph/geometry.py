@@ -51,6 +51,8 @@ def geometry(node: onnx.NodeProto, use: Use, shape: tuple[int, ...]) -> Geometry
         return "its weight is a batch of matrices"
     if use.op == "Gemm" and attributes.get("transA", 0):
         return "Gemm transposes its input"
+    if use.op == "Gemm" and attributes.get("alpha", 1.0) == 0:
+        return "Gemm multiplies it by 0"
     spatial = len(shape) - 2 if use.op in ("Conv", "ConvTranspose") else 0
     auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
     pads = tuple(attributes.get("pads", [0] * (2 * spatial)))[:spatial]

@@ -48,7 +48,7 @@ def join_of(model: onnx.ModelProto, constants: Constants, by: Mapping[str, Seque
     node = _only(model, by, tensor)
     if node is not None and node.op_type == "Add":
         candidate = node.input[1] if node.input[0] == tensor else node.input[0]
-        if candidate != tensor and candidate in made and constants.resolve(candidate) is None:
+        if candidate in made and constants.resolve(candidate) is None:
             output, other = node.output[0], candidate
             node = _only(model, by, output)
     if node is not None and node.op_type == "Relu":
@@ -59,9 +59,12 @@ def join_of(model: onnx.ModelProto, constants: Constants, by: Mapping[str, Seque
 
 
 def _only(model: onnx.ModelProto, by: Mapping[str, Sequence[int]], tensor: str) -> onnx.NodeProto | None:
-    """The one node that reads a tensor, if no other does."""
+    """The one node that reads a tensor, if no other does and it is an operator of ONNX itself."""
     numbers = by.get(tensor, ())
-    return model.graph.node[numbers[0]] if len(numbers) == 1 and numbers[0] >= 0 else None
+    if len(numbers) != 1 or numbers[0] < 0:
+        return None
+    node = model.graph.node[numbers[0]]
+    return node if node.domain in ("", "ai.onnx") else None
 
 
 def _bound(node: onnx.NodeProto, constants: Constants, index: int, attribute: str, default: float) -> float:

@@ -20,7 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune.errors import ModelError
 from onnxprune.graph.norms import Norm, norm_of
 from onnxprune.graph.tensors import FLOATS, Constants, bodies
-from onnxprune.graph.weights import Weight, other_readers, other_weights, weight_of
+from onnxprune.graph.weights import Weight, foreign_weights, other_readers, other_weights, weight_of
 
 PRUNABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -115,6 +115,8 @@ def find(model: onnx.ModelProto) -> Found:
     norms: dict[int, Norm] = {}
     for number, node in enumerate(graph.nodes):
         if node.domain not in (None, "", "ai.onnx"):
+            if foreign := foreign_weights(node, constants):
+                skipped.append(Skipped(_label(node), node.op, foreign))
             continue
         norm = norm_of(node, number, constants)
         if isinstance(norm, Norm):

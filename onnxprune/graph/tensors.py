@@ -86,7 +86,8 @@ class Constants:
         if tuple(tensor.dims) != array.shape:
             raise ValueError(f"{holder}: has shape {tuple(tensor.dims)}, got values of shape {array.shape}")
         _fill(tensor, array)
-        self.changes.values.add(holder)
+        if holder not in self.changes.initializers:  # one that was added is named there
+            self.changes.values.add(holder)
 
     def write_input(self, node: onnx.NodeProto, index: int, array: NDArray[Any], data_type: int, stem: str) -> None:
         """Give one node input new values without touching what other nodes read.

@@ -65,22 +65,22 @@ class Gram:
                 xy += left @ b.reshape(-1, groups, C // groups).transpose(1, 0, 2)
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
-    def merge(self, other: Self) -> Self:
-        """The moments of the rows of both, exactly (Chan, Golub, LeVeque 1983)."""
+    def merge(self, other: Self, *, overwrite: bool = False) -> Self:
+        """The moments of the rows of both, exactly (Chan, Golub, LeVeque 1983).
+
+        ``overwrite`` puts them where this one's were, whose values are lost: one (g, K, K) array less.
+        """
         n = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
         dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
         share, between = other.count / n, self.count * other.count / n
-        d = dy.reshape(len(dx), 1, -1)
-        return type(self)(
-            n,
-            self.x_mean + share * dx,
-            self.y_mean + share * dy,
-            self.xx + other.xx + between * dx[:, :, None] * dx[:, None, :],
-            self.xy + other.xy + between * dx[:, :, None] * d,
-            self.yy + other.yy + between * dy**2,
-        )
+        xx = np.add(self.xx, other.xx, out=self.xx if overwrite else None)
+        xx += between * dx[:, :, None] * dx[:, None, :]
+        xy = np.add(self.xy, other.xy, out=self.xy if overwrite else None)
+        xy += between * dx[:, :, None] * dy.reshape(len(dx), 1, -1)
+        yy = self.yy + other.yy + between * dy**2
+        return type(self)(n, self.x_mean + share * dx, self.y_mean + share * dy, xx, xy, yy)
 
     def shift(self, weight: Floats) -> Floats:
         """The bias (C,) with which ``weight`` (C, K) gives the mean of y."""
@@ -122,9 +122,9 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
 
     start: (C, K) weights near by, from which an iterative solve begins.
     """
-    G, lam = fit.xx / fit.count, _ridge(fit, ridge)
-    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(w0.shape) + np.repeat(lam, len(w0) // len(G))[:, None] * w0
-    return solve(G, rhs, lam, mask, w0 if start is None else start)
+    lam = _ridge(fit, ridge)
+    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(w0.shape) + np.repeat(lam, len(w0) // len(lam))[:, None] * w0
+    return solve(fit.xx, rhs, lam, mask, w0 if start is None else start, rows=fit.count)
 
 
 def reconstruct(
@@ -137,6 +137,7 @@ def reconstruct(
     factor: float = FACTOR,
     start: float = START,
     pattern: tuple[int, int, int] | None = None,
+    both: bool = True,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
@@ -144,6 +145,7 @@ def reconstruct(
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
+    both: solve once more on the chosen support, on fit and held together; without it the caller may, and saves their sum.
     """
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
@@ -161,14 +163,14 @@ def reconstruct(
     sizes = schedule(keep, w0.size, factor, start)
     middle = sorted(ridges)[len(ridges) // 2]
     lam = _ridge(fit, middle)
-    mask, weight, gains = thin(fit.xx / fit.count, fit.xy / fit.count, w0, lam, sizes, pattern)
+    mask, weight, gains = thin(fit.xx, fit.xy / fit.count, w0, lam, sizes, pattern, fit.count)
     power = max(float(fit.yy.sum()) / fit.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
     trials = {r: weight if r == middle else refit(fit, w0, mask, r, weight) for r in ridges}
     errors = {r: measure.error(w, fit.shift(w)) for r, w in trials.items()}
     ridge = min(ridges, key=lambda r: errors[r])
     weight, whole = trials[ridge], fit
-    if measure is not fit:
+    if both and measure is not fit:
         whole = fit.merge(measure)
         weight = refit(whole, w0, mask, ridge, weight)
     return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(sizes), curve)

@@ -6,6 +6,7 @@ target there is what the layer gives now, cut to its side: t = z inside, min(now
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,18 +28,39 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
     layer does not make; weight (C, K) float64, the bias being the one that gives the target's mean.
     """
     groups = len(gram.x_mean)
-    now = _outputs(x, weight, groups) + gram.shift(weight).astype(np.float32) + other
-    target = z
+    target = _outputs(x, weight, groups)
+    target += gram.shift(weight).astype(np.float32)
+    target += other
+    within = np.ones(z.shape, np.bool_)
     if np.isfinite(low):
-        target = np.where(z > low, target, np.minimum(now, np.float32(low)))
+        within &= z > low
+        np.minimum(target, np.float32(low), out=target, where=~within)
     if np.isfinite(high):
-        target = np.where(z < high, target, np.maximum(now, np.float32(high)))
-    target = target - other
+        above = ~(z < high)
+        np.maximum(target, np.float32(high), out=target, where=above)
+        within &= ~above
+    np.copyto(target, z, where=within)
+    target -= other
     mean = target.mean(0, dtype=np.float64)
     target -= mean.astype(np.float32)
     # sum (x - mean x)(t - mean t)' = sum x (t - mean t)', the centred t sums to nothing but rounding, which the second term takes away
     xy = _cross(x, target, groups) - gram.x_mean[:, :, None] * target.sum(0, dtype=np.float64).reshape(groups, 1, -1)
     return replace(gram, xy=xy, y_mean=mean, yy=np.einsum("rc,rc->c", target, target, dtype=np.float64))
+
+
+def with_targets(gram: Gram, parts: Sequence[tuple[int, Floats, Floats, Floats, Floats]]) -> Gram:
+    """The moments with another target for the same rows, from parts of them.
+
+    parts: of each count, x_mean (g, K), t_mean (C,), and about those means xy (g, K, C/g) and tt (C,), float64. With d the way from a
+    part's mean to that of all rows, the sums about the latter are xy + count dx dt', tt + count dt^2 (Chan, Golub, LeVeque 1983).
+    """
+    mean = np.asarray(sum(count * t_mean for count, _, t_mean, _, _ in parts) / gram.count)
+    xy, tt = np.zeros_like(gram.xy), np.zeros_like(gram.yy)
+    for count, x_mean, t_mean, part, power in parts:
+        dx, dt = x_mean - gram.x_mean, t_mean - mean
+        xy += part + count * dx[:, :, None] * dt.reshape(len(dx), 1, -1)
+        tt += power + count * dt**2
+    return replace(gram, y_mean=mean, xy=xy, yy=tt)
 
 
 def _outputs(x: Rows, weight: Floats, groups: int) -> Rows:

@@ -80,10 +80,11 @@ def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
     return sorted((s for s in sizes if s < size or s == keep), reverse=True)
 
 
-def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools) -> Floats:
+def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1) -> Floats:
     """The weights (C, K) that solve (1) on ``mask``, zero outside it.
 
-    G: (g, K, K) float64; rhs: (C, K) float64, R' + lam w0; lam: (g,) float64, above zero; mask: (C, K) bool.
+    G: (g, K, K) float64, summed over ``rows`` rows: what is used of it is divided by them, so that no second copy is needed for the
+    mean; rhs: (C, K) float64, R' + lam w0; lam: (g,) float64, above zero; mask: (C, K) bool.
     Channels that keep everything share one factorisation; the others are solved side by side in threads.
     """
     C, K = mask.shape
@@ -92,7 +93,10 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools) -> Floats:
     sizes = mask.sum(1)
     for g in np.unique(group[sizes == K]):
         whole = (sizes == K) & (group == g)
-        weight[whole] = np.linalg.solve(G[g] + lam[g] * np.eye(K), rhs[whole].T).T
+        A = G[g] / rows
+        A.reshape(-1)[:: K + 1] += lam[g]
+        weight[whole] = np.linalg.solve(A, rhs[whole].T).T
+        del A
     order = np.flatnonzero((sizes > 0) & (sizes < K))
     order = order[np.argsort(-sizes[order], kind="stable")]
     batches: list[npt.NDArray[np.intp]] = []
@@ -105,8 +109,9 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools) -> Floats:
     def fill(batch: npt.NDArray[np.intp]) -> None:
         n = int(sizes[batch[0]])
         index = np.nonzero(mask[batch])[1].reshape(-1, n)
-        rows = group[batch][:, None] * K + index
-        A = G.reshape(-1).take((rows * K)[:, :, None] + index[:, None, :])
+        line = group[batch][:, None] * K + index
+        A = G.reshape(-1).take((line * K)[:, :, None] + index[:, None, :])
+        A /= rows
         A.reshape(len(batch), -1)[:, :: n + 1] += lam[group[batch]][:, None]
         weight[batch[:, None], index] = np.linalg.solve(A, rhs[batch[:, None], index][:, :, None])[:, :, 0]
 
@@ -165,7 +170,7 @@ def solve_iterative(
     return W.reshape(C, K).astype(np.float64)
 
 
-def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, rough: bool = False) -> Floats:
+def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, rows: int = 1, rough: bool = False) -> Floats:
     """The weights (C, K) of (1) by the cheaper solver; ``rough`` when they only decide what to drop next.
 
     start: (C, K) float64, weights near by. The rest as in `solve_exact`.
@@ -175,8 +180,9 @@ def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, ro
     counts = mask.sum(1, dtype=np.float64)
     exact = (counts[counts < K] ** 3).sum() * 2 / 3  # full supports share one factorisation
     if exact * SLOWER > 2.0 * K * K * C * iterations:
-        return solve_iterative(G.astype(np.float32), rhs, lam, mask, start, iterations, tolerance)
-    return solve_exact(G, rhs, lam, mask)
+        mean = np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")
+        return solve_iterative(mean, rhs, lam, mask, start, iterations, tolerance)
+    return solve_exact(G, rhs, lam, mask, rows)
 
 
 def thin(
@@ -186,6 +192,7 @@ def thin(
     lam: Floats,
     sizes: Sequence[int],
     pattern: tuple[int, int, int] | None = None,
+    rows: int = 1,
 ) -> tuple[Bools, Floats, list[float]]:
     """The support of ``sizes[-1]`` weights, reached by way of the other sizes; the weights solved on it; gains.
 
@@ -194,9 +201,9 @@ def thin(
 
     First the ``sizes[0]`` largest dense weights; solve; of those the ``sizes[1]`` largest re-solved ones; solve; and so
     on. A weight whose input never varies (zero diagonal of G) goes first: the bias makes up for all it does.
-    G: (g, K, K), R: (g, K, C/g), w0: (C, K) the dense weights, lam: (g,), all float64. ``pattern`` (n, m, kernel): every
-    step keeps the n best of each m (see `best_of_each`), so the last one has the pattern when ``sizes[-1]`` is n/m of
-    the layer.
+    G: (g, K, K) summed over ``rows`` rows (see `solve_exact`), R: (g, K, C/g), w0: (C, K) the dense weights, lam: (g,), all
+    float64. ``pattern`` (n, m, kernel): every step keeps the n best of each m (see `best_of_each`), so the last one has the
+    pattern when ``sizes[-1]`` is n/m of the layer.
     """
     C, K = w0.shape
     groups = len(G)
@@ -210,6 +217,6 @@ def thin(
         score = np.abs(weight) * alive
         protected = best_of_each(score, mask, *pattern) if pattern else None
         mask = select(score, keep, mask, protected)
-        weight = solve(G, rhs, lam, mask, weight, rough=step < len(sizes) - 1)
+        weight = solve(G, rhs, lam, mask, weight, rows=rows, rough=step < len(sizes) - 1)
         gains.append(float(np.vdot(rhs - pull * (2.0 * w0 - weight), weight)))
     return mask, weight, gains

@@ -1,7 +1,7 @@
 """Rows of a layer's input and output, gathered where the activations are.
 
-A graph of five nodes brings the channels to the end, adds a row of zeros for the padding, and gathers what the index asks for: what leaves
-the device are the rows that were sampled, not the activations.
+A graph of five nodes brings the channels to the end, adds a row of zeros for the padding, and gathers what the index asks for: what goes
+on, or leaves the device, are the rows that were sampled, not the activations.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.runtime.session import Device, as_array, open_session, run_bound, to_device
+from onnxprune.runtime.session import Device, open_session, run_bound, to_device
 
 
-def gather(value: Any, order: Sequence[int], index: NDArray[np.int64], device: Device) -> NDArray[np.float32]:
-    """Rows of an OrtValue, float32 (R, channels * taps): channel after channel, the taps of each together.
+def gather(value: Any, order: Sequence[int], index: NDArray[np.int64], device: Device) -> Any:
+    """Rows of an OrtValue, float32 (R, channels * taps), as one on the same device: channel after channel, the taps of each together.
 
     Args:
         value: the activations.
@@ -27,13 +27,13 @@ def gather(value: Any, order: Sequence[int], index: NDArray[np.int64], device: D
         index: int64 (R, taps): rows of the permuted tensor; its number of rows stands for zeros.
     """
     channels = value.shape()[order[-1]]
-    session = _session(tuple(order), channels, index.shape[1], value.element_type(), device)
-    made = run_bound(session, {"x": value, "index": to_device(index.ravel(), device)}, ["rows"], device)
-    return as_array(made["rows"])
+    total = int(np.prod(value.shape(), dtype=np.int64)) // channels
+    session = _session(tuple(order), channels, index.shape[1], bool((index == total).any()), value.element_type(), device)
+    return run_bound(session, {"x": value, "index": to_device(index.ravel(), device)}, ["rows"], device)["rows"]
 
 
 @functools.lru_cache(maxsize=64)
-def _session(order: tuple[int, ...], channels: int, taps: int, elem_type: int, device: Device) -> Any:
+def _session(order: tuple[int, ...], channels: int, taps: int, padded: bool, elem_type: int, device: Device) -> Any:
     nodes = [helper.make_node("Cast", ["x"], ["x32"], to=onnx.TensorProto.FLOAT)]
     last = "x32"
     if list(order) != sorted(order):
@@ -42,7 +42,7 @@ def _session(order: tuple[int, ...], channels: int, taps: int, elem_type: int, d
     initializers = [numpy_helper.from_array(np.array([-1, channels], np.int64), "flat")]
     nodes.append(helper.make_node("Reshape", [last, "flat"], ["all"]))
     table = "all"
-    if taps > 1:
+    if padded:  # a kernel of one tap may have it too: with pads, or transposed with a stride
         initializers.append(numpy_helper.from_array(np.zeros((1, channels), np.float32), "zeros"))
         nodes.append(helper.make_node("Concat", ["all", "zeros"], ["padded"], axis=0))
         table = "padded"

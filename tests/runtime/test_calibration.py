@@ -1,5 +1,6 @@
 """Samples as model inputs: arithmetic, layouts, dtypes, order, splitting, and one line for all that does not fit."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.calibration import InputSpec, Preprocess, batches, from_arrays, open_samples, split
 
-REFERENCE = Path("/work/shared/reference")
+REFERENCE = Path(os.environ.get("ONNXPRUNE_REFERENCE") or Path(__file__).resolve().parents[3] / "shared" / "reference")
 AS_IS = Preprocess()
 ONLY_CONVERT = Preprocess((0.0,), (1.0,))
 
