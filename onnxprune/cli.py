@@ -152,8 +152,6 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
     asked = _options(options)
     console = terminal.stdout()
     if dry_run:
-        if report is not None:
-            raise UsageError("--dry-run writes nothing; leave --report out")
         for path in models:
             terminal.show_plan(console, path, plan(path, asked), quiet=quiet)
         return

@@ -9,8 +9,8 @@ the dense output alone:
    solved layer gives, cut to that side, and the layer is solved once more on the same support;
 3. the bias gives the dense mean.
 
-What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair, and so does a
-layer whose solution is no better on held-out rows.
+What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair. A layer whose
+solution is no better on held-out rows takes that too, or the shift alone, whichever is better there.
 """
 
 from __future__ import annotations
@@ -58,17 +58,19 @@ def reconstruct_in_order(
     model = constants.model
     original = Constants(dense)
     points = affine.points(layers.find(model))
-    affine.insert(model, affine.give_biases(constants, [point for point in points if point.dense_tensor in reached]))
+    solvable = [point for point in points if point.dense_tensor in reached and isinstance(_shape(model, point), Geometry)]
+    affine.insert(model, affine.give_biases(constants, solvable))
     points = [point for point in affine.points(layers.find(model)) if point.dense_tensor in reached]
     shapes = {id(point): _shape(model, point) for point in points}
     by = readers(model)
     joins = {id(point): join_of(model, constants, by, point.dense_tensor, point.use.node) for point in points if point.use is not None}
-    goals, dense_goals = [], []
+    goals: list[str] = []
+    dense_goals: list[str] = []
     for point in points:
         if isinstance(shapes[id(point)], Geometry):
             join = joins[id(point)]
             goals += [input_of(model, point), *([join.other] if join.other else [])]
-            dense_goals.append(join.output)
+            dense_goals += dict.fromkeys([point.dense_tensor, join.output])
         else:
             goals.append(point.tensor)
             dense_goals.append(point.dense_tensor)
@@ -78,8 +80,7 @@ def reconstruct_in_order(
     for point in points:
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
-            join = joins[id(point)]
-            rows = sample_rows(model, point, shape, join, current, reference, rng, device)
+            rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device)
             outcomes.append(_solve(constants, original, point, shape, join, rows, keep, pattern))
             del rows  # before the next layer's come
         else:
@@ -99,9 +100,10 @@ def _shape(model: onnx.ModelProto, point: Point) -> Geometry | str:
         return "it is a normalisation of its own"
     if point.shared:
         return "its weight is shared"
-    if point.use.bias is None and point.use.norm is None:
-        return "its bias is computed at run time"
-    return geometry.geometry(model.graph.node[point.use.node], point.use, point.layer.shape)
+    node, use = model.graph.node[point.use.node], point.use
+    if use.op != "MatMul" and len(node.input) > 2 and node.input[2] and (use.bias is None or use.bias.node != use.node):
+        return "the bias of its node is not one number per channel, or is computed at run time"
+    return geometry.geometry(node, use, point.layer.shape)
 
 
 def _solve(
@@ -122,17 +124,17 @@ def _solve(
     fit, held = rows.grams(shape.group)
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
-    plain = measure.error(repaired, measure.shift(repaired))
+    before = measure.error(masked, measure.shift(masked))
+    plain = min((measure.error(repaired, measure.shift(repaired)), "channel"), (before, "shift"))
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, both=False)
-    before = measure.error(masked, measure.shift(masked))
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
-    if found.error_after >= plain:
-        weight = masked * channel_gains(whole, masked)[:, None]
-        note = (f"channel repair: the solution's held-out error {found.error_after:.3g} is not below {plain:.3g}",)
+    if found.error_after >= plain[0]:
+        weight = masked * channel_gains(whole, masked)[:, None] if plain[1] == "channel" else masked
+        note = (f"{plain[1]} repair: the solution's held-out error {found.error_after:.3g} is not below {plain[0]:.3g}",)
         _write(constants, point, shape, weight, whole.shift(weight))
-        return _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
+        return _outcome(point, plain[1], whole, masked, weight, before, plain[0], found, note)
     weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
     if np.isfinite(join.low) or np.isfinite(join.high):
         for _ in range(ROUNDS):

@@ -97,12 +97,20 @@ def sample_rows(
     reference: Stream,
     rng: np.random.Generator,
     device: Device,
-) -> Rows | RowsThere:
-    """Walk both streams to a layer and gather the same rows of its input, of the dense output and of the other branch."""
+) -> tuple[Rows | RowsThere, Join]:
+    """Walk both streams to a layer and gather the same rows of its input, of the dense output and of the other branch.
+
+    Returns the rows and the join that they are for: without the other branch where its shape is another.
+    """
     assert point.use is not None
     name = input_of(model, point)
     given = current.values([name, *([join.other] if join.other else [])], point.use.node)
-    wanted = reference.values([join.output])
+    wanted = reference.values(list(dict.fromkeys([point.dense_tensor, join.output])))
+    if join.other is not None and any(
+        len({tuple(value.shape()) for value in (ours[join.other], theirs[join.output], theirs[point.dense_tensor])}) > 1
+        for ours, theirs in zip(given, wanted, strict=True)
+    ):
+        join = Join(point.dense_tensor)  # an Add that broadcasts: the layer is asked for its own output alone
     apart = {number for number in range(len(given)) if len(given) > 1 and number % HELD == HELD // 2 % len(given)}
     places = [_places(shape, batch[join.output], -(-ROWS // len(given)), rng) for batch in wanted]
 
@@ -118,7 +126,7 @@ def sample_rows(
 
     fit = [number for number in range(len(given)) if number not in apart]
     if GRAPHS[device.kind]:
-        return RowsThere([piece(number) for number in fit], [piece(number) for number in sorted(apart)], device)
+        return RowsThere([piece(number) for number in fit], [piece(number) for number in sorted(apart)], device), join
     total, filled = sum(map(len, places)), 0
     x = z = other = np.zeros((0, 0), np.float32)
     for number in [*fit, *sorted(apart)]:
@@ -131,7 +139,7 @@ def sample_rows(
         if part is not None:
             other[rows] = as_array(part)
         filled = rows.stop
-    return Rows(x, z, other, sum(len(places[number]) for number in fit))
+    return Rows(x, z, other, sum(len(places[number]) for number in fit)), join
 
 
 def _places(shape: Geometry, value: Any, most: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -349,10 +349,12 @@ def test_layers_that_keep_everything_are_solved_for_what_arrives(name: str) -> N
         if entry.repair == "reconstruct":
             better += 1
             assert entry.relative_error_before is not None and entry.relative_error_after is not None
-            # with a support that is full already the held-out error may rise by what 1e-2 of ridge and a finite sample cost
-            assert entry.relative_error_after < 1.03 * entry.relative_error_before
+            assert entry.relative_error_after < entry.relative_error_before
             assert not np.array_equal(after[entry.weight], before[entry.weight])
-    assert better >= len(result.report.layers) - 2
+        else:  # where 1e-2 of ridge and a finite sample cost more than the solution gains, the dense weights stay, with a new bias
+            assert entry.repair == "shift"
+            assert entry.relative_error_after == entry.relative_error_before
+    assert better >= len(result.report.layers) // 2
     masks = prune(dense, data(dense, 1), sparsity=0.8, include=(first,), repair="channel", holdout=0)
     assert sqnr(result.model, dense) > sqnr(masks.model, dense) + 1
     own = {tensor: value for tensor, value in before.items() if tensor not in ("w0", "b0") and not tensor.endswith("0")}
@@ -595,7 +597,8 @@ def test_another_branch_of_another_shape(wide: bool, behind: str) -> None:
             helper.make_node(behind, ["s"], ["y"]),
         ]
         dense = model_of(nodes, {"x": ("batch", 4, 5, 5)}, {"y": ("batch", 6, 5, 5)}, held)
-        result = prune(dense, x, sparsity=0.6, repair="reconstruct", holdout=0)
+        result = prune(dense, x, sparsity=0.6, alloc="uniform", repair="reconstruct", holdout=0)
+        assert [entry.repair for entry in result.report.layers] == ["reconstruct", "reconstruct"]
         sane(result, dense)
         wanted, got = (run(model, {"x": fresh})["y"] for model in (dense, result.model))
         noise[op] = float(((wanted - got) ** 2).sum())

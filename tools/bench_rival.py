@@ -22,8 +22,8 @@ What was chosen for onnxsim, so that it shows its best:
 - All BatchNorms fitted from one pass are wrong as soon as the earlier ones change what the later ones see: "bn" is at chance at high
   sparsity. "bn-seq" is the same calibrate_recovered_bn, one node after the other, which its node_names argument allows; the first
   --statistics samples serve each of these passes. "bn-seq+block" fine-tunes from there and "bn-seq+block+bn-seq" fits once more after.
-- Fine-tuning: --iterations Adam steps a block (300, its documentation's example) on --rows samples (32) each, learning rate --rate. Its
-  default of 1e-4 hardly moves and 2e-2, the example's, is for a small MatMul; see --rate for what was measured best.
+- Fine-tuning: --iterations Adam steps a block (300, its documentation's example) on --rows samples (32) each, learning rate --rate: 1e-3,
+  between its default of 1e-4 and its example's 2e-2 for a small MatMul. Not scanned here; give --rate to try others.
 - It prunes the model as given. The recoveries run on its own folded form of it (onnxsim.simplify), as they are made for; a BatchNorm that
   was fitted is folded back in, so every step sees one topology.
 """
@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import reference
 
 import onnxprune
@@ -74,6 +75,7 @@ def main() -> None:
         args.samples, args.statistics, args.sparsity = 64, 32, args.sparsity.split(",")[0]
         args.methods, args.recoveries = "magnitude", "none,bn"
     reference.require()
+    onnxruntime.set_default_logger_severity(3)  # its pruned models carry initializers that nothing reads
     if args.threads:
         limit(args.threads)
     python = environment()

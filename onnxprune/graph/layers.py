@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.norms import Norm, norm_of
-from onnxprune.graph.tensors import FLOATS, Constants, bodies
+from onnxprune.graph.tensors import FLOATS, Constants, bodies, refuse_disorder
 from onnxprune.graph.weights import Weight, foreign_weights, other_readers, other_weights, weight_of
 
 PRUNABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -100,7 +100,7 @@ def find(model: onnx.ModelProto) -> Found:
     Raises:
         ModelError: onnx-graphsurgeon cannot read the graph, or its nodes are not in the order in which they run.
     """
-    _refuse_disorder(model)
+    refuse_disorder(model)
     constants = Constants(model)
     try:
         with G_LOGGER.suppress(G_LOGGER.CRITICAL):  # it prints warnings to stdout
@@ -115,8 +115,7 @@ def find(model: onnx.ModelProto) -> Found:
     norms: dict[int, Norm] = {}
     for number, node in enumerate(graph.nodes):
         if node.domain not in (None, "", "ai.onnx"):
-            if foreign := foreign_weights(node, constants):
-                skipped.append(Skipped(_label(node), node.op, foreign))
+            skipped.extend(Skipped(_label(node), node.op, reason) for reason in foreign_weights(node, constants))
             continue
         norm = norm_of(node, number, constants)
         if isinstance(norm, Norm):
@@ -240,13 +239,3 @@ def _hidden(model: onnx.ModelProto) -> Iterator[Skipped]:
     yield from walk(list(model.graph.node), "", 0)
     for function in model.functions:
         yield from walk(list(function.node), f"the local function {function.name!r}", 1)
-
-
-def _refuse_disorder(model: onnx.ModelProto) -> None:
-    """Raises ModelError when a node reads what a later one makes; ONNX asks for the order, ONNX Runtime does not."""
-    maker = {name: number for number, node in enumerate(model.graph.node) for name in node.output if name}
-    for number, node in enumerate(model.graph.node):
-        late = [name for name in node.input if maker.get(name, -1) >= number]
-        if late:
-            who = node.name or node.op_type
-            raise ModelError(f"node {who!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)")

@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxprune.errors import ModelError
+
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -183,3 +185,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def refuse_disorder(model: onnx.ModelProto) -> None:
+    """Raises ModelError when a node reads what a later one makes; ONNX asks for the order, ONNX Runtime does not."""
+    maker = {name: number for number, node in enumerate(model.graph.node) for name in node.output if name}
+    for number, node in enumerate(model.graph.node):
+        late = [name for name in node.input if maker.get(name, -1) >= number]
+        if late:
+            raise ModelError(
+                f"node {node.name or node.op_type!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)"
+            )

@@ -74,10 +74,10 @@ def other_weights(node: gs.Node, constants: Constants) -> str:
     return "integer weights are not pruned" if at < len(names) and constants.resolve(names[at]) is not None else ""
 
 
-def foreign_weights(node: gs.Node, constants: Constants) -> str:
-    """The reason why a node of another domain is skipped although it reads a float constant of two axes or more; empty when it does not."""
+def foreign_weights(node: gs.Node, constants: Constants) -> list[str]:
+    """The reason why a node of another domain is skipped: one when it reads a float constant of two axes or more, else none."""
     wide = any(is_weight(tensor.name, constants) and len(constants.shape(tensor.name)) > 1 for tensor in node.inputs)
-    return f"operators of the domain {node.domain!r} are not pruned" if wide else ""
+    return [f"operators of the domain {node.domain!r} are not pruned"] if wide else []
 
 
 def other_readers(constants: Constants, uses: Mapping[str, Set[int]]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from models import build, node, parse, rand
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.layers import Bias, Found, find
+from onnxprune.graph.layers import Bias, Found, Skipped, find
 
 RNG = np.random.default_rng(0)
 
@@ -385,15 +385,16 @@ def test_nodes_in_bodies_and_local_functions_are_named():
         ("p", "MatMul", "it is inside the body of If 'u'"),
         ("v", "Gemm", "it is inside the body of If 'y'"),
         ("d", "MatMul", "it is inside the local function 'block'"),
+        ("f", "block", "operators of the domain 'mine' are not pruned"),
     }
 
 
-def test_nodes_of_other_domains_are_not_looked_at():
+def test_nodes_of_other_domains_are_skipped_when_they_hold_weights():
     model = parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 21, "com.microsoft" : 1]>
         g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1.0, 2.0, 3.0, 4.0}> { y = com.microsoft.MatMul(x, w) }"""
     )
-    assert find(model) == Found((), (), ())
+    assert find(model) == Found((), (), (Skipped("y", "MatMul", "operators of the domain 'com.microsoft' are not pruned"),))
 
 
 def test_layers_come_in_execution_order_under_distinct_names():

@@ -333,7 +333,7 @@ def test_split_is_disjoint_sized_sorted_and_deterministic(count, limit, holdout,
     kept = (n - round(holdout * n)) // batch * batch
     options = {"limit": limit, "holdout": holdout, "seed": seed, "fixed_batch": fixed}
     if kept == 0 or (held == 0 and holdout > 0):
-        refuses(lambda: split(count, **options), f"{n} of {count}", "--holdout 0" if holdout else "more samples")
+        refuses(lambda: split(count, **options), f"{n} of {count}", "--holdout 0" if holdout else "give ")
         return
     got = split(count, **options)
     assert (got.repair.size, got.holdout.size) == (kept, held)
