@@ -1,0 +1,72 @@
+"""Top-1 and seconds of the reconstruction with its settings changed one by one; the tables of docs/reconstruction.md.
+
+    python tools/ablate_reconstruct.py cifar10/resnet18.onnx --sparsity 0.98 --alloc lamp --start 10
+    python tools/ablate_reconstruct.py cifar10/resnet18.onnx --pattern 2:4
+
+The settings are constants of the package, not options: this script, alone in tools/, reaches behind the public interface.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import reference
+
+import onnxprune
+from onnxprune import reconstructing, sampling
+from onnxprune.numerics import reconstruct as numerics
+
+LAYER = numerics.reconstruct
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--sparsity", type=float)
+    parser.add_argument("--pattern")
+    parser.add_argument("--alloc", default="lamp")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--holdout", type=float, default=0.2)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--start", type=float, default=numerics.START)
+    parser.add_argument("--factor", type=float, default=numerics.FACTOR)
+    parser.add_argument("--ridges", default=",".join(map(str, numerics.RIDGES)))
+    parser.add_argument("--rounds", type=int, default=reconstructing.ROUNDS, help="moves of the target to the flat side")
+    parser.add_argument("--rows", type=int, default=sampling.ROWS)
+    args = parser.parse_args()
+    reference.require()
+    ridges = tuple(map(float, args.ridges.split(",")))
+    reconstructing.reconstruct = lambda *rest, **named: LAYER(
+        *rest, **{**named, "start": args.start, "factor": args.factor, "ridges": ridges}
+    )
+    reconstructing.ROUNDS, sampling.ROWS = args.rounds, args.rows
+    flags = reference.calib_options(args.model)
+    told = {name.lstrip("-"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
+    how = onnxprune.Preprocess(
+        mean=tuple(map(float, told["mean"].split(","))), std=tuple(map(float, told["std"].split(","))), layout=told.get("layout")
+    )
+    amount = {"pattern": args.pattern} if args.pattern else {"sparsity": args.sparsity}
+    for seed in map(int, args.seeds.split(",")):
+        start = time.perf_counter()
+        result = onnxprune.prune(
+            reference.FOLDER / args.model,
+            flags[1],
+            alloc=args.alloc,
+            repair="reconstruct",
+            samples=args.samples,
+            holdout=args.holdout,
+            seed=seed,
+            device="cpu",
+            preprocess=how,
+            **amount,
+        )
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        top1 = reference.top1(result.model, args.model)
+        print(f"seed {seed}: top-1 {top1:.4f}, sparsity {result.report.sparsity:.4f}, {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
