@@ -29,7 +29,7 @@ from onnxprune.graph.joins import Join, join_of, readers
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.targets import channel_gains, output_moments
+from onnxprune.numerics.targets import channel_gains, output_moments, silent
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
@@ -178,7 +178,7 @@ def _outcome(
         point,
         rule,
         (1.0, 1.0),
-        int((new.m2 <= 1e-12 * np.maximum(gram.yy, 1e-300)).sum()),
+        int(silent(gram, new).sum()),
         variance_error(target, old),
         variance_error(target, new),
         tuple(notes),

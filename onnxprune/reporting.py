@@ -46,7 +46,7 @@ def build(
     weights, kept = sum(entry.weights for entry in pruned), sum(entry.kept for entry in pruned)
     changes = masked.constants.changes
     return Report(
-        options=_options(options),
+        options=dataclasses.asdict(options),
         versions=versions(),
         input=None,
         output=None,
@@ -124,10 +124,6 @@ def _norm(outcome: Outcome) -> NormReport:
         variance_error_before=outcome.error_before,
         variance_error_after=outcome.error_after,
     )
-
-
-def _options(options: Options) -> dict[str, Any]:
-    return dataclasses.asdict(options)
 
 
 def versions() -> dict[str, str]:

@@ -5,15 +5,14 @@ Three places can take it, each with the numbers a point has (Point):
 1. the BatchNormalization that reads y' = a*x + b: scale := gain*scale, bias := gain*bias + shift, or, for recalibration, its mean
    and variance;
 2. another normalisation: scale := gain*scale, bias := gain*bias + shift;
-3. a layer: weight := gain*weight along the output axis, bias := gain*bias + shift. A weight with several uses is left alone
-   and only
-   the shift is written. A use without a bias gets one: the third input of Conv, ConvTranspose and Gemm, or a new Add behind
-   the node.
+3. a layer: weight := gain*weight along the output axis, bias := gain*bias + shift. A weight with several uses is left alone and
+   only the shift is written. A use without a bias gets one: the third input of Conv, ConvTranspose and Gemm, or a new Add behind the
+   node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,11 +226,10 @@ def _add_node(constants: Constants, node: onnx.NodeProto, values: NDArray[np.flo
     return add
 
 
-def insert(model: onnx.ModelProto, added: Mapping[int, onnx.NodeProto] | list[tuple[int, onnx.NodeProto]]) -> None:
+def insert(model: onnx.ModelProto, added: Sequence[tuple[int, onnx.NodeProto]]) -> None:
     """Insert nodes, each behind the node of the given number, leaving all others as they are; equal numbers keep their order."""
     nodes = model.graph.node
-    places = list(added.items()) if isinstance(added, Mapping) else added
-    for number, node in sorted(places, key=lambda place: place[0])[::-1]:
+    for number, node in sorted(added, key=lambda place: place[0])[::-1]:
         nodes.insert(number + 1, node)
 
 

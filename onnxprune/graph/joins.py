@@ -43,12 +43,12 @@ def readers(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
 
 def join_of(model: onnx.ModelProto, constants: Constants, by: Mapping[str, Sequence[int]], tensor: str, before: int) -> Join:
     """The join of a layer's output ``tensor``; the other branch counts only when a node before number ``before`` makes it."""
-    made = {name: number for number, node in enumerate(model.graph.node[:before]) for name in node.output if name}
     output, other = tensor, None
     node = _only(model, by, tensor)
     if node is not None and node.op_type == "Add":
         candidate = node.input[1] if node.input[0] == tensor else node.input[0]
-        if candidate in made and constants.resolve(candidate) is None:
+        made = any(candidate in earlier.output for earlier in model.graph.node[:before])
+        if made and constants.resolve(candidate) is None:
             output, other = node.output[0], candidate
             node = _only(model, by, output)
     if node is not None and node.op_type == "Relu":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.graph.tensors import FLOATS, Constants
+from onnxprune.graph.tensors import FLOATS, Constants, opset_of
 
 # Operator -> (input of the scale, input of the bias, axis of the channels in the output).
 NORMS = {
@@ -51,7 +51,7 @@ def norm_of(node: gs.Node, number: int, constants: Constants) -> Norm | str | No
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         return "its scale and bias are not one number per channel"
     (channels,) = shapes.pop()
-    if node.op == "GroupNormalization" and _opset(constants) < 21:
+    if node.op == "GroupNormalization" and opset_of(constants.model) < 21:
         return "its scale and bias are one number per group (before opset 21)"
     if node.op == "BatchNormalization":
         if node.attrs.get("training_mode", 0) or len([tensor for tensor in node.outputs if tensor.name]) > 1:
@@ -70,8 +70,3 @@ def norm_of(node: gs.Node, number: int, constants: Constants) -> Norm | str | No
         bias=bias,
         epsilon=float(node.attrs.get("epsilon", 1e-5)),
     )
-
-
-def _opset(constants: Constants) -> int:
-    """The version of the ONNX operator set that the model imports."""
-    return max((entry.version for entry in constants.model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

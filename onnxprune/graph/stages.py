@@ -1,11 +1,9 @@
 """Cut a model into stages that can be run one after the other.
 
-A stage is the run of nodes [start, stop) of the graph, in file order, less what nothing later needs. Its inputs are the
-live tensors:
-those made before ``start`` and read from there on. Nodes that depend on constants alone belong to no stage; each stage
-brings those it
-needs, so that the runtime can fold them. If, Loop and Scan are atomic: they are single nodes here, and the tensors their
-bodies read from outside count as read by the node.
+A stage is the run of nodes [start, stop) of the graph, in file order, less what nothing later needs. Its inputs are the live tensors:
+those made before ``start`` and read from there on. Nodes that depend on constants alone belong to no stage; each stage brings those it
+needs, so that the runtime can fold them. If, Loop and Scan are atomic: they are single nodes here, and the tensors their bodies read
+from outside count as read by the node.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.graph.probes import Probe, probe_nodes
-from onnxprune.graph.tensors import bodies
+from onnxprune.graph.tensors import bodies, opset_of
 
 LiveType = tuple[int, tuple[int | None, ...]]
 """ONNX element type and shape of a live tensor; None where batches differ."""
@@ -146,7 +144,7 @@ def cut(
             out.node.extend(made)
             out.initializer.extend(initializers)
     out.node.extend(graph.node[number] for number in nodes)
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    opset = opset_of(model)
     for probe in probes:
         made, initializers, values = probe_nodes(probe, opset)
         out.node.extend(made)
@@ -226,7 +224,7 @@ def tapped(model: onnx.ModelProto, probes: Sequence[Probe]) -> onnx.ModelProto:
     """A copy of the model that gives the probes' statistics besides its own outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    opset = opset_of(model)
     for probe in probes:
         made, initializers, values = probe_nodes(probe, opset)
         copy.graph.node.extend(made)

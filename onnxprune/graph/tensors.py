@@ -196,3 +196,8 @@ def refuse_disorder(model: onnx.ModelProto) -> None:
             raise ModelError(
                 f"node {node.name or node.op_type!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)"
             )
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operator set that a model imports; 1 when it imports none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)

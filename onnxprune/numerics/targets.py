@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram
-from onnxprune.numerics.repair import match_channel
+from onnxprune.numerics.repair import ROUNDING, match_channel
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -69,9 +69,8 @@ def _outputs(x: Rows, weight: Floats, groups: int) -> Rows:
     if groups == 1:
         return np.asarray(x @ blocks.T)
     left = x.reshape(len(x), groups, -1).transpose(1, 0, 2)
-    return np.ascontiguousarray((left @ blocks.reshape(groups, -1, blocks.shape[1]).transpose(0, 2, 1)).transpose(1, 0, 2)).reshape(
-        len(x), -1
-    )
+    made: NDArray[Any] = left @ blocks.reshape(groups, -1, blocks.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(made.transpose(1, 0, 2)).reshape(len(x), -1)
 
 
 def _cross(x: Rows, y: Rows, groups: int) -> Floats:
@@ -86,9 +85,14 @@ def channel_gains(gram: Gram, weight: Floats) -> Floats:
     """The channel repair's gains for a weight (C, K), from the moments of its inputs and of the dense outputs, float64 (C,)."""
     current = output_moments(gram, weight)
     gains = np.ones(len(weight))
-    alive = current.m2 > 1e-12 * np.maximum(gram.yy, np.finfo(float).tiny)
+    alive = ~silent(gram, current)
     gains[alive] = match_channel(gram.yy[alive], current.m2[alive])
     return gains
+
+
+def silent(gram: Gram, current: Moments) -> NDArray[np.bool_]:
+    """True where what a weight gives no longer varies beside the dense output, bool (C,)."""
+    return np.asarray(current.m2 <= ROUNDING * np.maximum(gram.yy, np.finfo(float).tiny))
 
 
 def output_moments(gram: Gram, weight: Floats) -> Moments:

@@ -16,15 +16,13 @@ Two solvers of (1), chosen by their cost:
   warm-started from the step before.
 """
 
-import importlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -116,22 +114,12 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
         weight[batch[:, None], index] = np.linalg.solve(A, rhs[batch[:, None], index][:, :, None])[:, :, 0]
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with _single_threaded_blas(), ThreadPoolExecutor(cores) as pool:
+    # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
+    # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
         for _ in pool.map(fill, batches):
             pass
     return weight
-
-
-def _single_threaded_blas() -> AbstractContextManager[object]:
-    """A context in which a BLAS call stays on its thread, where threadpoolctl is installed.
-
-    OpenBLAS shares out factorisations from 200 rows on; its threads wait by spinning, so that on a busy machine, or beside our own
-    threads, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
-    """
-    if importlib.util.find_spec("threadpoolctl") is None:
-        return nullcontext()
-    limits: AbstractContextManager[object] = importlib.import_module("threadpoolctl").threadpool_limits(1, "blas")
-    return limits
 
 
 def solve_iterative(

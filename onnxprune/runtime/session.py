@@ -156,14 +156,14 @@ def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False) ->
         yield open_session(path, device, lean=lean)
 
 
-def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
-    """The session's outputs (all, or those named) as numpy arrays for one batch.
+def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
+    """The named outputs of the session as numpy arrays for one batch.
 
     Raises:
         RuntimeFailure: a node fails on this batch.
     """
     try:
-        return list(session.run(None if names is None else list(names), feed))
+        return list(session.run(list(names), feed))
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
         raise RuntimeFailure(f"the model does not run on {shapes}: {one_line(error)}") from error

@@ -74,21 +74,21 @@ class Stream:
         first = self.stages_run == 0
         self.stages_run += 1
         raw = {name for name, how in self._repaired.items() if how.source == name}  # live ones are as they were before their repair
-        session: Any = None
+        statistics = {name for probe in probes for name in probe.outputs}
+        names: list[str] | None = None  # what the stage gives: known once the first batch tells which tensors are live
         keep: list[str] = []
-        statistics: set[str] = set()
+        session: Any = None
         results: list[dict[str, Any]] = []
         for number, live in enumerate(self._incoming() if first else self._live):
-            if session is None:
+            if names is None:
                 types = self._types(live if first else None)
-                statistics = {name for probe in probes for name in probe.outputs}
                 asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
                 keep = sorted((after - set(types)) | asked)
                 names = [*sorted(statistics), *keep]
-                data, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
-                session = open_session(data, self._device, lean=True) if names else "there is nothing to run"
-            feed = {name: live[source] for name, source in inputs.items()}
-            made = run_bound(session, feed, names, self._device) if names else {}
+                if names:
+                    data, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
+                    session = open_session(data, self._device, lean=True)
+            made = run_bound(session, {name: live[source] for name, source in inputs.items()}, names, self._device) if names else {}
             results.append({name: made[name] if name in made else live[name] for name in wanted})
             kept = {name: value for name, value in live.items() if name in after}
             kept.update((name, made[name]) for name in keep if name in after and name not in raw)

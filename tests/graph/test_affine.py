@@ -401,7 +401,7 @@ def test_insert_takes_a_mapping_or_pairs_and_keeps_the_order_of_equals():
     new = [node("Abs", ["x"], [name], name=name) for name in "pqr"]
     insert(model, [(-1, new[0]), (0, new[1]), (0, new[2])])
     assert [each.output[0] for each in model.graph.node] == ["p", "a", "q", "r", "y"]
-    insert(model, {4: node("Abs", ["x"], ["last"])})
+    insert(model, [(4, node("Abs", ["x"], ["last"]))])
     assert model.graph.node[5].output[0] == "last"
 
 
