@@ -131,10 +131,12 @@ def _solve(
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
     if found.error_after >= plain[0]:
-        weight = masked * channel_gains(whole, masked)[:, None] if plain[1] == "channel" else masked
+        gains = channel_gains(whole, masked) if plain[1] == "channel" else np.ones(len(masked))
+        weight = masked * gains[:, None]
         note = (f"{plain[1]} repair: the solution's held-out error {found.error_after:.3g} is not below {plain[0]:.3g}",)
         _write(constants, point, shape, weight, whole.shift(weight))
-        return _outcome(point, plain[1], whole, masked, weight, before, plain[0], found, note)
+        outcome = _outcome(point, plain[1], whole, masked, weight, before, plain[0], found, note)
+        return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
     weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
     if np.isfinite(join.low) or np.isfinite(join.high):
         for _ in range(ROUNDS):
@@ -177,7 +179,7 @@ def _outcome(
     return Outcome(
         point,
         rule,
-        (1.0, 1.0),
+        None,
         int(silent(gram, new).sum()),
         variance_error(target, old),
         variance_error(target, new),

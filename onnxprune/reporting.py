@@ -84,6 +84,7 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
         notes.append("repaired in its BatchNormalization")
     notes += [note for outcome in outcomes for note in outcome.notes]
     first = outcomes[0] if outcomes else None
+    gains = [outcome.gain for outcome in outcomes if outcome.gain is not None]
     return LayerReport(
         name=layer.name,
         op=layer.op,
@@ -97,8 +98,8 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
         repair=outcomes[0].rule if outcomes else "none",
         channels=layer.uses[0].channels,
         dead_channels=sum(outcome.dead for outcome in outcomes),
-        gain_min=min((outcome.gain[0] for outcome in outcomes), default=None),
-        gain_max=max((outcome.gain[1] for outcome in outcomes), default=None),
+        gain_min=min((gain[0] for gain in gains), default=None),
+        gain_max=max((gain[1] for gain in gains), default=None),
         variance_error_before=_worst(outcome.error_before for outcome in outcomes),
         variance_error_after=_worst(outcome.error_after for outcome in outcomes),
         relative_error_before=first.relative_error[0] if first and first.relative_error else None,

@@ -29,13 +29,15 @@ Tick = Callable[[], None]
 class Outcome:
     """What a repair did at one place: ``rule`` as written, the range of its gains, how many channels are dead, and remarks.
 
+    ``gain`` is None for a reconstruction, which solves weights and scales nothing.
+
     ``error_before`` and ``error_after`` are the root mean square over channels of log(v_c / v_d), before and after the
     repair of this place.
     """
 
     point: Point
     rule: str
-    gain: tuple[float, float]
+    gain: tuple[float, float] | None
     dead: int
     error_before: float | None
     error_after: float | None

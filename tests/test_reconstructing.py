@@ -347,12 +347,15 @@ def test_layers_that_keep_everything_are_solved_for_what_arrives(name: str) -> N
     for entry in result.report.layers[1:]:
         assert (entry.pruned, entry.kept) == (False, entry.weights)
         if entry.repair == "reconstruct":
+            assert entry.gain_min is None
+            assert entry.gain_max is None  # weights were solved, nothing was scaled
             better += 1
             assert entry.relative_error_before is not None and entry.relative_error_after is not None
             assert entry.relative_error_after < entry.relative_error_before
             assert not np.array_equal(after[entry.weight], before[entry.weight])
         else:  # where 1e-2 of ridge and a finite sample cost more than the solution gains, the dense weights stay, with a new bias
             assert entry.repair == "shift"
+            assert (entry.gain_min, entry.gain_max) == (1.0, 1.0)
             assert entry.relative_error_after == entry.relative_error_before
     assert better >= len(result.report.layers) // 2
     masks = prune(dense, data(dense, 1), sparsity=0.8, include=(first,), repair="channel", holdout=0)
