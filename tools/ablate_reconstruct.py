@@ -32,14 +32,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--start", type=float, default=numerics.START)
     parser.add_argument("--factor", type=float, default=numerics.FACTOR)
-    parser.add_argument("--ridges", default=",".join(map(str, numerics.RIDGES)))
+    parser.add_argument("--fine", type=float, default=numerics.FINE, help="1: no elimination")
+    parser.add_argument("--ridges", help="0.003,0.01,0.03; left out: as the package chooses")
     parser.add_argument("--rounds", type=int, default=reconstructing.ROUNDS, help="moves of the target to the flat side")
     parser.add_argument("--rows", type=int, default=sampling.ROWS)
     args = parser.parse_args()
     reference.require()
-    ridges = tuple(map(float, args.ridges.split(",")))
+    ridges = tuple(map(float, args.ridges.split(","))) if args.ridges else None
     reconstructing.reconstruct = lambda *rest, **named: LAYER(
-        *rest, **{**named, "start": args.start, "factor": args.factor, "ridges": ridges}
+        *rest, **{**named, "start": args.start, "factor": args.factor, "fine": args.fine, "ridges": ridges}
     )
     reconstructing.ROUNDS, sampling.ROWS = args.rounds, args.rows
     flags = reference.calib_options(args.model)

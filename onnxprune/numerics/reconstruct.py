@@ -16,12 +16,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.thinning import Bools, Floats, best_of_each, schedule, select, solve, thin
+from onnxprune.numerics.elimination import Bools, Floats
+from onnxprune.numerics.thinning import best_of_each, schedule, select, sizes_of, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
-RIDGES = (1e-2,)
-FACTOR = 1.4  # each support is 1/FACTOR of the one before
-START = 4.0  # the first support, in units of the last
+RIDGE, FEW, RIDGES = 1e-2, 8, (1e-2, 3e-2, 1e-1)  # one ridge; where rows are fewer than FEW times the inputs, the best of three
+FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
+FINE = 1.05  # by elimination, 1/FINE
+START = 16.0  # the first support, in units of the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,22 +135,27 @@ def reconstruct(
     w0: npt.NDArray[Any],
     keep: int,
     *,
-    ridges: Sequence[float] = RIDGES,
+    ridges: Sequence[float] | None = None,
     factor: float = FACTOR,
     start: float = START,
+    fine: float = FINE,
     pattern: tuple[int, int, int] | None = None,
     both: bool = True,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
-    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by, in the end solved on too.
+    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by (None: `RIDGES` where rows are few, else
+    `RIDGE`), in the end solved on too.
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
+    start, factor, fine: the supports on the way (`thinning.sizes_of`); fine 1 leaves elimination out, as a pattern does.
     both: solve once more on the chosen support, on fit and held together; without it the caller may, and saves their sum.
     """
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
+    if ridges is None:
+        ridges = RIDGES if held is not None and held.count and fit.count < FEW * K else (RIDGE,)
     if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
         raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
     if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
@@ -160,10 +167,11 @@ def reconstruct(
     plain = w0 * select(np.abs(w0), keep, everything, protected)
     measure = held if held is not None and held.count else fit
     before = measure.error(plain, fit.shift(plain))
-    sizes = schedule(keep, w0.size, factor, start)
+    sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
+    steps = [*sizes[:-1], *near] if near else sizes
     middle = sorted(ridges)[len(ridges) // 2]
     lam = _ridge(fit, middle)
-    mask, weight, gains = thin(fit.xx, fit.xy / fit.count, w0, lam, sizes, pattern, fit.count)
+    mask, weight, gains = thin(fit.xx, fit.xy / fit.count, w0, lam, sizes, pattern, fit.count, near)
     power = max(float(fit.yy.sum()) / fit.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
     trials = {r: weight if r == middle else refit(fit, w0, mask, r, weight) for r in ridges}
@@ -173,7 +181,7 @@ def reconstruct(
     if both and measure is not fit:
         whole = fit.merge(measure)
         weight = refit(whole, w0, mask, ridge, weight)
-    return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(sizes), curve)
+    return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(steps), curve)
 
 
 def rebalance(layers: Sequence[Reconstruction], importance: Sequence[float], *, least: float = 0.3, most: float = 3.0) -> list[int]:

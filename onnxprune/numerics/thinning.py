@@ -16,7 +16,6 @@ Two solvers of (1), chosen by their cost:
   warm-started from the step before.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,12 +23,15 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from onnxprune.numerics.elimination import Bools, Floats, cores, eliminate
 
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
-ROUGH = (20, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop
+ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop: more of them choose no better
 FINE = (80, 1e-4)  # and of those that give the final weights
+NEAR = 4.0  # elimination begins at so many times the last size at most,
+WORTH = 1.2  # and is left out where it cannot begin at so many times it
+FLOPS, BYTES = 6e10, 1e9  # at most of an elimination : 4 n^3 and 8 n^2 a channel of n weights, channels being equal
+COARSE = 2.0  # above that, each support is 1/COARSE of the one before
 SLOWER = 5.0  # seconds a flop of float64 LAPACK on a gathered support over those of a large float32 product
 
 
@@ -113,10 +115,9 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
         A.reshape(len(batch), -1)[:, :: n + 1] += lam[group[batch]][:, None]
         weight[batch[:, None], index] = np.linalg.solve(A, rhs[batch[:, None], index][:, :, None])[:, :, 0]
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(fill, batches):
             pass
     return weight
@@ -181,23 +182,24 @@ def thin(
     sizes: Sequence[int],
     pattern: tuple[int, int, int] | None = None,
     rows: int = 1,
+    fine: Sequence[int] = (),
 ) -> tuple[Bools, Floats, list[float]]:
-    """The support of ``sizes[-1]`` weights, reached by way of the other sizes; the weights solved on it; gains.
+    """The support of ``sizes[-1]`` weights, or ``fine[-1]``, reached by way of the other sizes; the weights solved on it; gains.
 
-    The gain of a step is sum over c of E[y^2] - E[(y - w x)^2], what the weights explain of the outputs after it:
+    The gain of a size is sum over c of E[y^2] - E[(y - w x)^2], what the weights explain of the outputs after it:
     at the solution of (1) it is R w - lam w (w0 - w), no further product with G.
 
-    First the ``sizes[0]`` largest dense weights; solve; of those the ``sizes[1]`` largest re-solved ones; solve; and so
-    on. A weight whose input never varies (zero diagonal of G) goes first: the bias makes up for all it does.
+    First the ``sizes[0]`` largest dense weights; solve; of those the ``sizes[1]`` largest re-solved ones; solve; and so on. Then, where
+    ``fine`` is given, elimination from the last of these supports through its sizes. A weight whose input never varies (zero diagonal of
+    G) goes first: the bias makes up for all it does.
     G: (g, K, K) summed over ``rows`` rows (see `solve_exact`), R: (g, K, C/g), w0: (C, K) the dense weights, lam: (g,), all
     float64. ``pattern`` (n, m, kernel): every step keeps the n best of each m (see `best_of_each`), so the last one has the
     pattern when ``sizes[-1]`` is n/m of the layer.
     """
     C, K = w0.shape
-    groups = len(G)
-    pull = np.repeat(lam, C // groups)[:, None]
+    pull = np.repeat(lam, C // len(G))[:, None]
     rhs = R.transpose(0, 2, 1).reshape(C, K) + pull * w0
-    alive = np.repeat(np.einsum("gkk->gk", G) > 0, C // groups, axis=0)
+    alive = np.repeat(np.einsum("gkk->gk", G) > 0, C // len(G), axis=0)
     mask = np.ones((C, K), np.bool_)
     weight = w0
     gains: list[float] = []
@@ -205,6 +207,31 @@ def thin(
         score = np.abs(weight) * alive
         protected = best_of_each(score, mask, *pattern) if pattern else None
         mask = select(score, keep, mask, protected)
+        if fine and step == len(sizes) - 1:
+            break
         weight = solve(G, rhs, lam, mask, weight, rows=rows, rough=step < len(sizes) - 1)
         gains.append(float(np.vdot(rhs - pull * (2.0 * w0 - weight), weight)))
+    if fine:
+        first = mask
+        mask, weight, trail = eliminate(G, rhs, lam, mask, alive, fine, rows)
+        a, b = rhs[first], (pull * w0)[first]
+        level = np.broadcast_to(pull, w0.shape)[first]
+        gains += [float(np.dot(a - 2.0 * b + level * w, w)) for w in trail]
     return mask, weight, gains
+
+
+def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float, fine: float) -> tuple[list[int], list[int]]:
+    """The support sizes of a layer of ``channels`` x ``inputs`` weights on the way to ``keep``: by magnitude, and by elimination.
+
+    Elimination begins at `NEAR` times the last size, or as far up as `FLOPS` and `BYTES` let it when the channels keep equally many;
+    when that is less than `WORTH` times, there is none.
+    """
+    size, each = channels * inputs, max(keep, 1) / channels
+    reach = min(NEAR, start, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
+    if fine <= 1 or keep in (0, size) or min(reach * keep, size) < min(WORTH * keep, size):
+        return schedule(keep, size, factor, start), []
+    begin = min(size, round(reach * keep))
+    steps = [begin]
+    while steps[0] * COARSE <= min(start * keep, size - 1):
+        steps.insert(0, round(steps[0] * COARSE))
+    return steps, schedule(keep, begin, fine, reach)

@@ -1,0 +1,84 @@
+"""Backward elimination: the weights of a support whose loss costs least go, a few at a time, and the rest makes up for them.
+
+With H = (G_SS + lam I)^-1 of a channel's support S, and w the least-squares weights on it, leaving weight i out raises the channel's
+squared error by exactly w_i^2 / H_ii once the others are solved again (optimal brain surgeon; weight by weight: OBC, arXiv 2208.11580).
+Dropping a set b at once is the block form, for the rest r:
+
+    w_r -= H_rb H_bb^-1 w_b,     H_rr -= H_rb H_bb^-1 H_br
+
+What goes is decided over all channels together, so those that need more weights keep more. Many at a time are misjudged where they stand
+in for each other: the smaller the steps, the better (docs/reconstruction.md has the errors by step).
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def eliminate(
+    G: Floats, rhs: Floats, lam: Floats, mask: Bools, alive: Bools, sizes: Sequence[int], rows: int = 1
+) -> tuple[Bools, Floats, list[Floats]]:
+    """The support of ``sizes[-1]`` weights, reached from ``mask`` by way of the other sizes; the weights on it; those after each size.
+
+    G: (g, K, K) float64, summed over ``rows`` rows; rhs: (C, K) float64, R' + lam w0; lam: (g,) float64, above zero; mask: (C, K) bool;
+    alive: (C, K) bool, False for an input that never varies, whose weights go first (the bias makes up for all they do); sizes: falling,
+    none above the support's. Ties go to the higher index, so the count is exact and the choice repeatable.
+    Returns mask (C, K) bool, weights (C, K) float64, and for each size the weights of the first support in its order, 0 where dropped.
+    """
+    C, K = mask.shape
+    places = np.flatnonzero(mask.ravel())  # the support, channel after channel; all flat arrays below follow it
+    bounds = np.searchsorted(places, np.arange(C + 1) * K)
+    goal, varies = rhs.ravel()[places], alive.ravel()[places]
+    weight, loss = np.zeros(len(places)), np.full(len(places), np.inf)
+    gone = np.zeros(len(places), np.bool_)
+    left = [np.arange(bounds[c], bounds[c + 1]) for c in range(C)]
+    inverse: list[Floats] = [np.empty((0, 0))] * C
+
+    def begin(c: int) -> None:
+        inputs, g = places[left[c]] - c * K, c // (C // len(G))
+        A = G[g][np.ix_(inputs, inputs)] / rows
+        A.reshape(-1)[:: len(inputs) + 1] += lam[g]
+        inverse[c] = np.linalg.inv(A)
+        settle(c, inverse[c] @ goal[left[c]])
+
+    def drop(c: int) -> None:
+        out = gone[left[c]]
+        stay, H, w = ~out, inverse[c], weight[left[c]]
+        across = H[out][:, stay]
+        made = np.linalg.solve(H[out][:, out], np.column_stack([w[out], across]))
+        weight[left[c][out]], loss[left[c][out]] = 0.0, np.inf
+        left[c], inverse[c] = left[c][stay], H[stay][:, stay] - across.T @ made[:, 1:]
+        settle(c, w[stay] - across.T @ made[:, 0])
+
+    def settle(c: int, w: Floats) -> None:
+        weight[left[c]] = w
+        loss[left[c]] = w**2 / np.diagonal(inverse[c]) * varies[left[c]]
+
+    trail = []
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:  # BLAS threads beside ours would wait by spinning
+        for _ in pool.map(begin, range(C)):
+            pass
+        for size in sizes:
+            there = np.flatnonzero(~gone)
+            fall = len(there) - size
+            if fall > 0:
+                out = there[np.argsort(loss[there], kind="stable")[:fall]]
+                gone[out] = True
+                for _ in pool.map(drop, np.unique(np.searchsorted(bounds, out, "right") - 1)):
+                    pass
+            trail.append(weight.copy())
+    kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
+    kept[places], solved[places] = ~gone, weight
+    return kept.reshape(C, K), solved.reshape(C, K), trail
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
