@@ -1,14 +1,14 @@
-"""onnxsim 0.8.1 against onnxprune: top-1 and seconds at the sparsity that onnxsim reached, from the same calibration samples.
+"""onnxsim 0.8.1 against onnxprune: top-1 and CPU seconds at the sparsity that onnxsim reached, from the same calibration samples.
 
     python tools/bench_rival.py                                             # resnet18, 0.9 and 0.95, everything
     python tools/bench_rival.py --model cifar10/resnet18_folded.onnx --sparsity 0.9,0.95,0.98
     python tools/bench_rival.py --quick                                     # few samples, no fine-tuning: does it run at all
 
 The first run makes build/rival-venv and installs onnxsim there; rival_worker.py runs in it, a process a method and sparsity, and prints
-what it did. Then ours: allocations lamp and erk, repairs channel and reconstruct, asked for exactly the sparsity each method reached.
-Both sides get the same --samples, drawn once with --seed, as an array in model units. Seconds run from reading the model to the finished
-model in memory: interpreter start, imports and writing are left out on both sides. Each side has the machine to itself. With --threads 1
-both sides get one thread and one core.
+what it did. Then ours: allocations lamp and erk, repairs channel and reconstruct, asked for the highest sparsity that one of them reached.
+Both sides get the same --samples, drawn once with --seed, as an array in model units. Seconds are CPU seconds of one thread on one core,
+so that what else the machine does hardly counts; they run from reading the model to the finished model in memory: interpreter start,
+imports and writing are left out on both sides. Its rows take hours: they are kept in build/rival and not made again; --fresh does.
 
 What was chosen for onnxsim, so that it shows its best:
 
@@ -45,14 +45,14 @@ import onnxruntime
 import reference
 
 import onnxprune
-from onnxprune.options import REPAIRS
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE.parent / "build" / "rival-venv"
+KEPT = HERE.parent / "build" / "rival"
 PACKAGES = ["onnxsim==0.8.1", "onnxruntime"]
 METHODS = "magnitude,magnitude-global,wanda,wanda-global,sparsegpt"
 RECOVERIES = "none,bias,bn,bn-seq,block,bn-seq+block,bn-seq+block+bn-seq"
-OURS = [(alloc, repair) for repair in ("channel", "reconstruct") for alloc in ("lamp", "erk") if repair in REPAIRS]
+OURS = "lamp+channel,erk+channel,lamp+reconstruct,erk+reconstruct"
 Row = dict[str, Any]
 
 
@@ -62,13 +62,15 @@ def main() -> None:
     parser.add_argument("--sparsity", default="0.9,0.95")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--recoveries", default=RECOVERIES)
+    parser.add_argument("--ours", default=OURS, help="our allocations and repairs; '' for none")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0, help="of the draw of the samples")
     parser.add_argument("--iterations", type=int, default=300, help="Adam steps a block of the rival's fine-tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the rival's fine-tuning")
     parser.add_argument("--rows", type=int, default=32, help="samples a step of the rival's fine-tuning")
     parser.add_argument("--statistics", type=int, default=128, help="samples a pass of the rival's bn-seq")
-    parser.add_argument("--threads", type=int, default=0, help="threads and cores of both sides; 0: all")
+    parser.add_argument("--core", type=int, default=-1, help="the core that both sides run on; -1: the last")
+    parser.add_argument("--fresh", action="store_true", help="make the rival's rows again, also those that an earlier run has made")
     parser.add_argument("--quick", action="store_true", help="64 samples, magnitude, no fine-tuning, one sparsity")
     args = parser.parse_args()
     if args.quick:
@@ -76,30 +78,29 @@ def main() -> None:
         args.methods, args.recoveries = "magnitude", "none,bn"
     reference.require()
     onnxruntime.set_default_logger_severity(3)  # its pruned models carry initializers that nothing reads
-    if args.threads:
-        limit(args.threads)
+    one_thread(args.core)
     python = environment()
     stored = reference.samples(args.model)
     samples = stored[np.sort(np.random.default_rng(args.seed).choice(len(stored), min(args.samples, len(stored)), replace=False))]
     print(f"**{args.model}**, dense {reference.top1(reference.FOLDER / args.model, args.model):.4f}, {len(samples)} samples\n")
-    print("| who | method | recovery | sparsity reached | top-1 | seconds |")
+    print("| who | method | recovery | sparsity reached | top-1 | CPU seconds |")
     print("|---|---|---|---|---|---|", flush=True)
     for sparsity in map(float, args.sparsity.split(",")):
-        reached = set()
+        reached: list[float] = []
         for method in args.methods.split(","):
             for row in rival(python, method, sparsity, samples, args):
                 show("onnxsim", method, row)
-                reached.add((row["zeros"], row["weights"]))
-        for zeros, weights in sorted(reached):
-            for alloc, repair in OURS:
-                show("onnxprune", alloc, ours(alloc, repair, zeros / weights, samples, args))
+                reached.append(row["zeros"] / row["weights"])
+        for pair in filter(None, args.ours.split(",")):
+            alloc, repair = pair.split("+")
+            show("onnxprune", alloc, ours(alloc, repair, max(reached), samples, args))
 
 
-def limit(threads: int) -> None:
-    """Start this script again on so many cores and BLAS threads, unless it runs so already; BLAS reads its variable when it is loaded."""
-    told = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    if len(os.sched_getaffinity(0)) > threads or any(os.environ.get(name) != value for name, value in told.items()):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+def one_thread(core: int) -> None:
+    """Start this script again on one core with one BLAS thread, unless it runs so already; BLAS reads its variable when it is loaded."""
+    told = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    if len(os.sched_getaffinity(0)) > 1 or any(os.environ.get(name) != value for name, value in told.items()):
+        os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[core]])
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **told})
 
 
@@ -119,30 +120,39 @@ def environment() -> Path:
 
 
 def rival(python: Path, method: str, sparsity: float, samples: np.ndarray, args: argparse.Namespace) -> list[Row]:
-    """One row a recovery; the model is pruned once for all of them."""
+    """One row a recovery; the model is pruned once for all of those that no earlier run has made."""
+    settings = [f"{name}={getattr(args, name)}" for name in ("samples", "seed", "iterations", "rate", "rows", "statistics")]
+    KEPT.mkdir(parents=True, exist_ok=True)
+    places = {
+        name: KEPT / (" ".join([args.model.replace("/", "_"), str(sparsity), method, name, *settings]) + ".json")
+        for name in args.recoveries.split(",")
+    }
+    missing = [name for name, place in places.items() if args.fresh or not place.exists()]
     with tempfile.TemporaryDirectory() as folder:
         calib = Path(folder) / "calib.npy"
         np.save(calib, samples)
         command = [str(python), str(HERE / "rival_worker.py"), str(reference.FOLDER / args.model), "--method", method]
-        command += ["--recovery", args.recoveries, "--sparsity", str(sparsity), "--calib", str(calib)]
-        command += ["--output", str(Path(folder) / "pruned.onnx"), "--threads", str(args.threads)]
+        command += ["--recovery", ",".join(missing), "--sparsity", str(sparsity), "--calib", str(calib)]
+        command += ["--output", str(Path(folder) / "pruned.onnx"), "--threads", "1"]
         for name in ("iterations", "rate", "rows", "statistics"):
             command += [f"--{name}", str(getattr(args, name))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)} ended with {done.returncode}")
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        for row in rows:
-            row["top1"] = reference.top1(Path(row["output"]), args.model)
-    return rows
+        with subprocess.Popen(command if missing else ["true"], stdout=subprocess.PIPE, text=True) as worker:
+            for line in worker.stdout or ():
+                if line.startswith("{"):
+                    row = json.loads(line)
+                    row["top1"] = reference.top1(Path(row["output"]), args.model)
+                    places[row["recovery"]].write_text(json.dumps(row))
+        if worker.returncode:
+            sys.exit(f"{' '.join(command)} ended with {worker.returncode}")
+    return [json.loads(place.read_text()) for place in places.values()]
 
 
 def ours(alloc: str, repair: str, sparsity: float, samples: np.ndarray, args: argparse.Namespace) -> Row:
     """onnxprune from the same samples, at exactly that sparsity."""
-    start = time.perf_counter()
+    start = time.process_time()
     path = reference.FOLDER / args.model
     result = onnxprune.prune(path, samples, sparsity=sparsity, alloc=alloc, repair=repair, samples=len(samples), device="cpu")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {
         "recovery": repair,
         "sparsity": result.report.sparsity,

@@ -4,8 +4,9 @@
 
 A recovery is a chain of steps joined by "+" (STEPS below); "none" is the masks alone. With several recoveries, joined by ",", the model
 is pruned once and every common beginning of two chains is run once; each gets its own JSON line and its own file, OUTPUT with the
-recovery in its name. ``seconds`` runs from reading the model to the end of the chain, as if the chain had been run alone; importing and
-writing are left out. ``sparsity`` counts exact zeros in the weights of Conv, ConvTranspose, Gemm and MatMul, as onnxprune counts.
+recovery in its name. ``seconds`` is the CPU time from reading the model to the end of the chain, as if the chain had been run alone;
+importing and writing are left out. ``sparsity`` counts exact zeros in the weights of Conv, ConvTranspose, Gemm and MatMul, as onnxprune
+counts.
 
 Every step but the pruning works on the model as onnxsim.simplify folds it: its own recovery of BatchNorm is made for folded models, and
 its block fine-tuning cannot differentiate through a BatchNorm that keeps statistics.
@@ -52,22 +53,22 @@ def main() -> None:
             parser.error(f"recovery step {step!r} is not known; use {', '.join(STEPS)}")
     if args.threads:
         limit_threads(args.threads)
-    start = time.perf_counter()
+    start = time.process_time()
     dense = onnx.load(args.model)
     samples = np.load(args.calib)
     feed = dense.graph.input[0].name
     feeds = [{feed: samples[at : at + BATCH]} for at in range(0, len(samples), BATCH)]
     pruned = METHODS[args.method](dense, feeds, args.sparsity)
     run = Run(dense, feeds, args)
-    done: dict[tuple[str, ...], tuple[onnx.ModelProto, float]] = {(): (pruned, time.perf_counter() - start)}
+    done: dict[tuple[str, ...], tuple[onnx.ModelProto, float]] = {(): (pruned, time.process_time() - start)}
     for chain in chains:
         for length in range(1, len(chain) + 1):
             key = tuple(chain[:length])
             if key not in done:
                 before, spent = done[key[:-1]]
-                start = time.perf_counter()
+                start = time.process_time()
                 after = STEPS[key[-1]](run, before)
-                done[key] = after, spent + time.perf_counter() - start
+                done[key] = after, spent + time.process_time() - start
         model, seconds = done[tuple(chain)]
         name = "+".join(chain) or "none"
         target = args.output if len(chains) == 1 else args.output.with_stem(f"{args.output.stem}.{name}")
