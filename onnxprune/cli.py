@@ -14,7 +14,7 @@ from click_default_group import DefaultGroup
 from onnxprune import __version__, bars, terminal
 from onnxprune.comparing import compare_files, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.graph import layers, model
+from onnxprune.graph import inlining, layers, model
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.options import DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
@@ -180,7 +180,7 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
         if sparsity is None and given and name not in ("alloc", "unfold"):  # these have a default
             raise UsageError(f"--{name.replace('_', '-')} says what is kept at a sparsity; give --sparsity too")
     if sparsity is None:
-        found = layers.find(model.load(path).model)
+        found = layers.find(inlining.inlined(model.load(path).model))
         if as_json:
             click.echo(to_json(report_of(found)), nl=False)
         else:

@@ -12,12 +12,14 @@ import onnx
 
 from onnxprune.clock import Progress, ticker
 from onnxprune.errors import ModelError
+from onnxprune.feeding import input_specs
 from onnxprune.graph import layers
 from onnxprune.graph import model as files
+from onnxprune.graph.inlining import inlined
 from onnxprune.graph.tensors import Constants
 from onnxprune.judging import collect, compare_outputs
 from onnxprune.options import Options
-from onnxprune.pipeline import Calib, draw, input_specs
+from onnxprune.pipeline import Calib, draw
 from onnxprune.report import FileReport, OutputAgreement
 from onnxprune.runtime import calibration
 from onnxprune.runtime.session import choose_device, session_of
@@ -104,13 +106,14 @@ def _shown(model: onnx.ModelProto) -> str:
 
 
 def _densities(first: files.Loaded, second: files.Loaded) -> list[LayerDensity]:
-    dense, pruned = Constants(first.model), Constants(second.model)
+    model = inlined(first.model)
+    dense, pruned = Constants(model), Constants(inlined(second.model))
     rows = []
-    for layer in layers.find(first.model).layers:
+    for layer in layers.find(model).layers:
         other = None
-        if pruned.resolve(layer.weight) is not None and pruned.shape(layer.weight) == layer.shape:
-            other = _density(pruned, layer.weight)
-        rows.append(LayerDensity(layer.name, layer.op, layer.shape, layer.size, _density(dense, layer.weight), other))
+        if pruned.resolve(layer.seen) is not None and pruned.shape(layer.seen) == layer.shape:
+            other = _density(pruned, layer.seen)
+        rows.append(LayerDensity(layer.name, layer.op, layer.shape, layer.size, _density(dense, layer.seen), other))
     return rows
 
 

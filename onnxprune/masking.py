@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError, ModelError
 from onnxprune.graph import geometry, layers
-from onnxprune.graph.affine import scaled
+from onnxprune.graph.gains import scaled
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, masks
 from onnxprune.options import Options, fixed_sparsity, selected
@@ -40,17 +40,17 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
         ModelError: the model has no layer that can be pruned.
         AllocationError: the sparsity leaves fewer weights than there are layers.
     """
-    found = layers.find(model)
+    found = layers.find(model, options.include)
     if not found.layers:
         why = f"; skipped {len(found.skipped)}, such as {found.skipped[0].name!r}: {found.skipped[0].reason}" if found.skipped else ""
-        raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm or MatMul with a constant weight{why}")
+        raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm, MatMul or other layer with a constant weight{why}")
     chosen = selected(found.layers, options)
     fixed = fixed_sparsity(found.layers, chosen, options)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     constants = Constants(copy)
     places = [number for number, take in enumerate(chosen) if take]
-    weights = [constants.read(found.layers[number].weight) for number in places]
+    weights = [constants.read(found.layers[number].seen) for number in places]
     for number, weight in zip(places, weights, strict=True):
         if not np.isfinite(weight).all():
             raise AllocationError(f"layer {found.layers[number].name!r} has NaN or infinite weights; the model is damaged")
@@ -69,7 +69,7 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
         kept = [masks.top(score, count) for score, count in zip(scores, counts, strict=True)]
     else:
         for number, score in zip(places, scores, strict=True):
-            mask = _pattern_mask(copy, found.layers[number], score, *options.n_m)
+            mask = _pattern_mask(constants, found.layers[number], score, *options.n_m)
             left.update({number: mask} if isinstance(mask, str) else {})
             kept.append(np.ones(score.shape, np.bool_) if isinstance(mask, str) else mask)
         if len(left) == len(places):
@@ -78,16 +78,18 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
     for number, weight, mask in zip(places, weights, kept, strict=True):
         keep[number] = int(mask.sum())
         if keep[number] < weight.size:
-            constants.write(found.layers[number].weight, np.where(mask, weight, 0).astype(weight.dtype))
+            constants.mask(found.layers[number].seen, mask)
     unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
     pruned = tuple(take and number not in left for number, take in enumerate(chosen))
     return Masked(copy, constants, found, pruned, tuple(keep), unfolded, left)
 
 
-def _pattern_mask(model: onnx.ModelProto, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:
+def _pattern_mask(constants: Constants, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:
     """The mask that keeps the n largest of every m weights along the input channels, or the reason why the layer is left dense."""
     use = layer.uses[0]
-    shape = geometry.geometry(model.graph.node[use.node], use, layer.shape)
+    if use.op not in geometry.KNOWN:
+        return f"left dense: n:m patterns are not for {use.op}"
+    shape = geometry.geometry(constants.scopes[use.scope].nodes[use.node], use, layer.shape)
     if isinstance(shape, str):
         return f"left dense: {shape}"
     matrix = np.abs(geometry.to_matrix(score, shape))
@@ -107,7 +109,7 @@ def _folded(found: layers.Found, constants: Constants) -> bool:
     return (
         bool(convolutions)
         and not any(node.op_type == "BatchNormalization" for node in constants.model.graph.node)
-        and all(use.bias is not None for layer in convolutions for use in layer.uses)
+        and all(use.bias is not None for layer in convolutions for use in layer.uses if not use.scope)
     )
 
 

@@ -16,9 +16,11 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.clock import Clock, Progress, ticker
-from onnxprune.errors import GateError, ModelError, UsageError
+from onnxprune.errors import GateError, UsageError
+from onnxprune.feeding import fixed_batch, input_specs
 from onnxprune.graph import affine
 from onnxprune.graph import model as files
+from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import Outputs, collect, judge
 from onnxprune.masking import Masked, apply_masks
 from onnxprune.options import Options
@@ -72,7 +74,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options) -> Report:
     """The report of a run that stops after the allocation: what each layer would keep. Needs no samples."""
     clock = Clock()
     with clock.phase("load"):
-        dense = model if isinstance(model, onnx.ModelProto) else files.load(Path(model)).model
+        dense = inlined(model if isinstance(model, onnx.ModelProto) else files.load(Path(model)).model)
     with clock.phase("allocation"):
         masked = apply_masks(dense, options)
     return build(masked, options, [], None, None, None, clock.seconds, [])
@@ -87,8 +89,9 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
         raise UsageError(f"{what} needs calibration samples; give --calib PATH, or --repair none for masks alone")
     with clock.phase("load"):
         loaded = None if isinstance(model, onnx.ModelProto) else files.load(Path(model))
-        dense = loaded.model if loaded is not None else model
-        assert isinstance(dense, onnx.ModelProto)
+        given = loaded.model if loaded is not None else model
+        assert isinstance(given, onnx.ModelProto)
+        dense = inlined(given)
     with clock.phase("allocation"):
         masked = apply_masks(dense, options)
     outcomes: list[Outcome] = []
@@ -109,7 +112,9 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     used = None if taken is None else taken.report
     report = build(masked, options, outcomes, agreement, used, device, clock.seconds, notes)
     _gate(options, agreement)
-    return Result(masked.model, report, loaded is not None and loaded.external)
+    changes = masked.constants.changes
+    product = restored(given, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
+    return Result(product, report, loaded is not None and loaded.external)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,22 +153,9 @@ def draw(calib: Calib, specs: list[InputSpec], options: Options, *, holdout: flo
     else:
         paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
         samples = calibration.open_samples(paths, specs, options.preprocess)
-    fixed = _fixed_batch(specs)
+    fixed = fixed_batch(specs)
     split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
     return Taken(samples, split, fixed or options.batch_size)
-
-
-def _fixed_batch(specs: list[InputSpec]) -> int | None:
-    """The batch size that the inputs prescribe, None when all leave it free.
-
-    Raises:
-        ModelError: two inputs prescribe different ones.
-    """
-    fixed = {spec.name: spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None}
-    if len(set(fixed.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in fixed.items())
-        raise ModelError(f"the inputs have different batch sizes on axis 0: {told}; such models cannot be fed batch by batch")
-    return next(iter(fixed.values()), None)
 
 
 def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
@@ -182,7 +174,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
 
     bn makes every BatchNormalization's statistics those of the calibration samples, also before the first pruned layer.
     """
-    pruned = [layer.weight for layer, keep in zip(masked.found.layers, masked.keep, strict=True) if keep < layer.size]
+    pruned = [layer for layer, keep in zip(masked.found.layers, masked.keep, strict=True) if keep < layer.size]
     if options.repair == "none" or not pruned:
         return []
     reached = touched(masked.model, pruned)
@@ -200,7 +192,9 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
         keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            return reconstruct_in_order(dense, masked.constants, keep, batches, reached, options.n_m, options.seed, tools.device, tick)
+            return reconstruct_in_order(
+                dense, masked.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
+            )
     with tools.clock.phase("dense statistics"):
         tick = ticker(tools.progress, "dense statistics", -(-len(rows) // size))
         moments = dense_moments(dense, points, batches(), tools.device, tick)
@@ -221,28 +215,3 @@ def _gate(options: Options, agreement: AgreementReport | None) -> None:
             f"below --min-agreement {options.min_agreement}; nothing was written; "
             f"lower --sparsity or try another --alloc or --repair"
         )
-
-
-def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
-    """Name, dtype and shape of every input that must be fed.
-
-    Raises:
-        ModelError: an input is not a tensor.
-    """
-    initial = {tensor.name for tensor in model.graph.initializer}
-    specs = []
-    for value in model.graph.input:
-        if value.name in initial:
-            continue
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-            raise ModelError(f"input {value.name!r} is not a tensor of known rank; such models cannot be fed from calibration files")
-        try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        except KeyError:
-            raise ModelError(f"input {value.name!r} has no element type that can be fed ({kind.elem_type})") from None
-        dims = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim)
-        specs.append(InputSpec(value.name, dtype, dims))
-    if not specs:
-        raise ModelError("the model has no input to feed")
-    return specs

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from onnxprune.graph import affine, geometry, layers
 from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
-from onnxprune.graph.joins import Join, join_of, readers
+from onnxprune.graph.joins import Join, join_of
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.walk import readers
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, output_moments, silent
@@ -46,6 +47,7 @@ def reconstruct_in_order(
     batches: Callable[[], Iterable[Batch]],
     reached: frozenset[str],
     pattern: tuple[int, int] | None,
+    include: Sequence[str],
     seed: int,
     device: Device,
     tick: Callable[[], None],
@@ -53,15 +55,15 @@ def reconstruct_in_order(
     """Reconstruct the masked model behind ``constants`` in place, and say what was done at each point.
 
     ``keep`` maps a weight's name to how many weights its layer keeps; ``reached`` are the tensors that depend on a pruned weight;
-    ``pattern`` is the (n, m) that the masks follow, None for none.
+    ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find.
     """
     model = constants.model
     original = Constants(dense)
-    points = affine.points(layers.find(model))
-    solvable = [point for point in points if point.dense_tensor in reached and isinstance(_shape(model, point), Geometry)]
+    points = affine.points(layers.find(model, include))
+    solvable = [point for point in points if point.dense_tensor in reached and isinstance(_shape(constants, point), Geometry)]
     affine.insert(model, affine.give_biases(constants, solvable))
-    points = [point for point in affine.points(layers.find(model)) if point.dense_tensor in reached]
-    shapes = {id(point): _shape(model, point) for point in points}
+    points = [point for point in affine.points(layers.find(model, include)) if point.dense_tensor in reached]
+    shapes = {id(point): _shape(constants, point) for point in points}
     by = readers(model)
     joins = {id(point): join_of(model, constants, by, point.dense_tensor, point.use.node) for point in points if point.use is not None}
     goals: list[str] = []
@@ -94,13 +96,16 @@ def reconstruct_in_order(
     return outcomes
 
 
-def _shape(model: onnx.ModelProto, point: Point) -> Geometry | str:
+def _shape(constants: Constants, point: Point) -> Geometry | str:
     """The layer's geometry, or why it takes the channel repair."""
     if point.layer is None or point.use is None:
         return "it is a normalisation of its own"
     if point.shared:
         return "its weight is shared"
-    node, use = model.graph.node[point.use.node], point.use
+    view = constants.view(point.layer.seen)
+    if view is not None and view.on_grid:
+        return "its weights are integers"
+    node, use = constants.model.graph.node[point.use.node], point.use
     if use.op != "MatMul" and len(node.input) > 2 and node.input[2] and (use.bias is None or use.bias.node != use.node):
         return "the bias of its node is not one number per channel, or is computed at run time"
     return geometry.geometry(node, use, point.layer.shape)
@@ -119,8 +124,8 @@ def _solve(
     """Solve one layer and write it, or its channel repair where that is better on the held-out rows."""
     assert point.layer is not None
     gain, _ = _normalisation(constants, point)
-    dense = geometry.to_matrix(original.read(point.layer.weight), shape) * gain[:, None]
-    masked = geometry.to_matrix(constants.read(point.layer.weight), shape) * gain[:, None]
+    dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
+    masked = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     fit, held = rows.grams(shape.group)
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
@@ -158,8 +163,8 @@ def _write(constants: Constants, point: Point, shape: Geometry, weight: NDArray[
     assert point.layer is not None
     gain, _ = _normalisation(constants, point)
     inverse = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain != 0)
-    stored = constants.read(point.layer.weight)
-    constants.write(point.layer.weight, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))
+    stored = constants.read(point.layer.seen)
+    constants.write(point.layer.seen, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))
     affine.write_shift(constants, point, shift)
 
 

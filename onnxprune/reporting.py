@@ -41,7 +41,7 @@ def build(
     for outcome in outcomes:
         if outcome.point.layer is not None:
             by_layer[outcome.point.layer.weight].append(outcome)
-    layers = tuple(_layer(masked, number, by_layer[layer.weight]) for number, layer in enumerate(masked.found.layers))
+    layers = tuple(_layer(masked, number, options, by_layer[layer.weight]) for number, layer in enumerate(masked.found.layers))
     pruned = [entry for entry in layers if entry.pruned]
     weights, kept = sum(entry.weights for entry in pruned), sum(entry.kept for entry in pruned)
     changes = masked.constants.changes
@@ -66,7 +66,7 @@ def build(
     )
 
 
-def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerReport:
+def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Outcome]) -> LayerReport:
     """The row of one layer; a weight with several uses adds their channels and takes the worst of their errors."""
     layer, keep, taken = masked.found.layers[number], masked.keep[number], masked.chosen[number]
     notes = []
@@ -80,6 +80,8 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
         notes.append("keeps no weight: the layer is cut")
     if len(layer.uses) > 1:
         notes.append(f"weight of {len(layer.uses)} nodes")
+    if keep < layer.size and options.repair != "none":
+        notes += [f"pruned, not repaired: {use.unrepaired}" for use in layer.uses if use.unrepaired]
     if outcomes and any(use.norm is not None for use in layer.uses):
         notes.append("repaired in its BatchNormalization")
     notes += [note for outcome in outcomes for note in outcome.notes]
@@ -92,7 +94,7 @@ def _layer(masked: Masked, number: int, outcomes: Sequence[Outcome]) -> LayerRep
         shape=layer.shape,
         weights=layer.size,
         kept=keep,
-        nonzero=int(np.count_nonzero(masked.constants.read(layer.weight))),
+        nonzero=int(np.count_nonzero(masked.constants.read(layer.seen))),
         density=keep / layer.size if layer.size else 1.0,
         pruned=taken,
         repair=outcomes[0].rule if outcomes else "none",

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.graph import affine, stages
+from onnxprune.graph import affine, gains, stages
 from onnxprune.graph.affine import Point
+from onnxprune.graph.layers import Layer
 from onnxprune.graph.probes import Probe
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
@@ -47,9 +48,9 @@ class Outcome:
     steps: tuple[int, ...] = ()
 
 
-def touched(model: onnx.ModelProto, pruned: Iterable[str]) -> frozenset[str]:
-    """The tensors that depend on a pruned weight, the weights among them."""
-    reached = set(pruned)
+def touched(model: onnx.ModelProto, pruned: Iterable[Layer]) -> frozenset[str]:
+    """The tensors that depend on the weight of a pruned layer: what its nodes give, and all behind."""
+    reached = {name for layer in pruned for use in layer.uses for name in model.graph.node[use.outer].output if name}
     for number, reads in enumerate(stages.plan(model).reads):
         if not reached.isdisjoint(reads):
             reached.update(model.graph.node[number].output)
@@ -111,10 +112,10 @@ def repair_point(
     notes: tuple[str, ...] = ()
     if found.unknown.any():
         notes += (f"{found.unknown.sum()} channels overflow float32 and stay as they are",)
-    if point.shared:
-        gain = np.ones_like(gain)
-        shift = np.where(found.unknown, 0.0, target.mean - current.mean)
-        notes += ("its weight is shared, so only the shift is repaired",)
+    gain, note = _writable(constants, point, gain)
+    if note:
+        shift = np.where(found.unknown, 0.0, target.mean - gain * current.mean)
+        notes += (note,)
     added = affine.write_affine(constants, point, gain, shift)
     _tell(stream, constants, point, gain, shift)
     outcome = Outcome(
@@ -127,6 +128,16 @@ def repair_point(
         notes,
     )
     return outcome, added
+
+
+def _writable(constants: Constants, point: Point, gain: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
+    """The gain that the point's parameters can take, and why it is not the one that was asked for."""
+    if point.norm is not None or point.layer is None or point.use is None:
+        return gain, ""
+    if reason := gains.refusal(constants, point.layer, point.use, gain):
+        return np.ones_like(gain), reason
+    top = gains.highest(constants.read(point.layer.seen), point.use)
+    return (gain, "") if (gain <= top).all() else (np.minimum(gain, top), "a gain was cut, so that the weights fit their type")
 
 
 def _tell(stream: Stream, constants: Constants, point: Point, gain: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
@@ -173,10 +184,10 @@ def variance_error(dense: Moments, current: Moments) -> float | None:
 def probe_of(point: Point, tensor: str, constants: Constants) -> Probe:
     """The probe of a tensor; its element type is that of the parameter beside it."""
     if point.layer is not None:
-        parameter = point.layer.weight
+        parameter = point.layer.seen
     else:
         assert point.norm is not None
-        parameter = constants.model.graph.node[point.node].input[point.norm.scale]
+        parameter = constants.model.graph.node[point.norm.scale_node].input[point.norm.scale]
     return Probe(tensor, point.axis, point.channels, constants.data_type(parameter))
 
 

@@ -27,7 +27,7 @@ def slopes(path: Path) -> list[float]:
         norm = layer.uses[0].norm
         if norm is None:
             continue
-        weight = constants.read(layer.weight).astype(np.float64)
+        weight = constants.read(layer.seen).astype(np.float64)
         gain, _ = affine.normalisation(constants, model.graph.node[norm.node], norm)
         explicit = np.log(np.linalg.norm(weight.reshape(len(weight), -1), axis=1) + 1e-9)
         folded = explicit + np.log(np.abs(gain) + 1e-9)

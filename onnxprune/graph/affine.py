@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.graph.gains import scale_weight
 from onnxprune.graph.layers import Found, Layer, Use
 from onnxprune.graph.norms import Norm
 from onnxprune.graph.tensors import Constants
@@ -57,6 +58,8 @@ def points(found: Found) -> list[Point]:
     places = []
     for layer in found.layers:
         for number, use in enumerate(layer.uses):
+            if use.unrepaired:
+                continue
             name = layer.name if number == 0 else f"{layer.name} (use {number + 1})"
             if use.norm is not None:
                 places.append(_batchnorm(name, use.norm, layer, use))
@@ -95,18 +98,26 @@ def write_affine(constants: Constants, point: Point, gain: Vector, shift: Vector
     """
     nodes = constants.model.graph.node
     if point.norm is not None:
-        node = nodes[point.norm.node]
-        scale = constants.read(node.input[point.norm.scale]).astype(np.float64)
-        has_bias = len(node.input) > point.norm.bias and node.input[point.norm.bias]
-        bias = constants.read(node.input[point.norm.bias]).astype(np.float64) if has_bias else np.zeros(point.channels)
-        _write(constants, node, point.norm.scale, gain * scale, "scale")
-        _write(constants, node, point.norm.bias, gain * bias + shift, "bias")
+        norm = point.norm
+        holder = nodes[norm.scale_node]
+        scale = constants.read(holder.input[norm.scale]).astype(np.float64)
+        gain, shift = gain.reshape(scale.shape), shift.reshape(scale.shape)
+        data_type = constants.data_type(holder.input[norm.scale])
+        _write(constants, holder, norm.scale, gain * scale, "scale")
+        if norm.bias < 0:
+            stem = holder.name or holder.output[0]
+            return [(norm.node, _add_node(constants, nodes[norm.node], shift, data_type, stem))] if np.any(shift) else []
+        node = nodes[norm.bias_node]
+        has_bias = len(node.input) > norm.bias and node.input[norm.bias]
+        bias = constants.read(node.input[norm.bias]).astype(np.float64) if has_bias else np.zeros(scale.shape)
+        _write(constants, node, norm.bias, gain.reshape(bias.shape) * bias + shift.reshape(bias.shape), "bias")
         return []
     assert point.use is not None and point.layer is not None
+    place = point.use.bias
+    old = None if place is None else constants.read(nodes[place.node].input[place.index])
     if not point.shared:
-        weight = constants.read(point.layer.weight)
-        constants.write(point.layer.weight, scaled(weight, gain, point.use).astype(weight.dtype))
-    return [*_scale_own_bias(constants, point, gain), *_write_bias(constants, point, gain, shift)]
+        scale_weight(constants, point.layer, point.use, gain)
+    return [*_scale_own_bias(constants, point, gain), *_write_bias(constants, point, gain, shift, old)]
 
 
 def give_biases(constants: Constants, points: Sequence[Point]) -> list[tuple[int, onnx.NodeProto]]:
@@ -139,17 +150,6 @@ def write_shift(constants: Constants, point: Point, shift: Vector) -> None:
     _write(constants, nodes[use.bias.node], use.bias.index, shift.reshape(_like(own, use)) / use.bias.scale, "bias")
 
 
-def scaled(weight: NDArray[Any], gain: Vector, use: Use) -> NDArray[np.float64]:
-    """The weight times one gain per output channel, float64, in the layout of the use."""
-    if use.op == "ConvTranspose":
-        blocks = weight.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:]).astype(np.float64)
-        per_block = gain.reshape(use.group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-        return (blocks * per_block).reshape(weight.shape)
-    shape = [1] * weight.ndim
-    shape[use.weight_axis] = -1
-    return weight.astype(np.float64) * gain.reshape(shape)
-
-
 def _scale_own_bias(constants: Constants, point: Point, gain: Vector) -> list[tuple[int, onnx.NodeProto]]:
     """Scale the bias input of a node where it is not the use's bias: it is computed at run time, or is not one number per channel.
 
@@ -167,7 +167,7 @@ def _scale_own_bias(constants: Constants, point: Point, gain: Vector) -> list[tu
         return []
     scaled_name = constants.fresh(f"{label}.scaled_bias")
     mul = onnx.helper.make_node("Mul", [name, ""], [scaled_name], name=constants.fresh(f"{label}.scale_bias"))
-    constants.write_input(mul, 1, gain, constants.data_type(point.layer.weight), f"{label}.bias_gain")
+    constants.write_input(mul, 1, gain, constants.data_type(point.layer.seen), f"{label}.bias_gain")
     node.input[2] = scaled_name
     constants.changes.nodes.add(mul.name)
     constants.changes.inputs.discard(mul.name)
@@ -175,13 +175,14 @@ def _scale_own_bias(constants: Constants, point: Point, gain: Vector) -> list[tu
     return [(use.node - 1, mul)]
 
 
-def _write_bias(constants: Constants, point: Point, gain: Vector, shift: Vector) -> list[tuple[int, onnx.NodeProto]]:
+def _write_bias(
+    constants: Constants, point: Point, gain: Vector, shift: Vector, old: NDArray[Any] | None
+) -> list[tuple[int, onnx.NodeProto]]:
     use = point.use
     assert use is not None and point.layer is not None
     nodes = constants.model.graph.node
-    if use.bias is not None:
+    if use.bias is not None and old is not None:
         node = nodes[use.bias.node]
-        old = constants.read(node.input[use.bias.index])
         bias = old.astype(np.float64) * gain.reshape(_like(old, use)) + shift.reshape(_like(old, use)) / use.bias.scale
         _write(constants, node, use.bias.index, bias, "bias")
         return []
@@ -194,11 +195,12 @@ def _new_bias(constants: Constants, point: Point, shift: Vector) -> list[tuple[i
     assert use is not None
     assert point.layer is not None
     node = constants.model.graph.node[use.node]
-    data_type = constants.data_type(point.layer.weight)
+    data_type = constants.data_type(point.layer.seen)
     stem = node.name or node.output[0]
     if use.bias_index is not None:
         beta = next((entry.f for entry in node.attribute if use.op == "Gemm" and entry.name == "beta"), 1.0)
-        constants.write_input(node, use.bias_index, shift / beta, data_type, f"{stem}.bias")
+        values = shift / beta if use.axis != -2 else (shift / beta).reshape(-1, 1)
+        constants.write_input(node, use.bias_index, values, data_type, f"{stem}.bias")
         return []
     values = shift if use.axis == -1 else shift.reshape(-1, *[1] * _trailing(point))
     return [(use.node, _add_node(constants, node, values, data_type, stem))]
@@ -212,7 +214,11 @@ def _trailing(point: Point) -> int:
 
 def _like(bias: NDArray[Any], use: Use) -> tuple[int, ...]:
     """The shape in which a vector per channel meets a bias: the bias' own, or one axis where the bias is a single number."""
-    return bias.shape if bias.size == use.channels else (*([1] * (bias.ndim - 1)), use.channels)
+    if bias.size == use.channels:
+        return bias.shape
+    shape = [1] * max(bias.ndim, 1, -use.axis)
+    shape[min(use.axis, -1) if use.axis < 0 else -1] = use.channels
+    return tuple(shape)
 
 
 def _add_node(constants: Constants, node: onnx.NodeProto, values: NDArray[np.float64], data_type: int, stem: str) -> onnx.NodeProto:

@@ -17,6 +17,8 @@ from onnx import helper
 from onnxprune.graph.layers import Use
 
 Index = NDArray[np.int64]
+KNOWN = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operators whose geometry is known."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,13 @@ class Geometry:
 
 def geometry(node: onnx.NodeProto, use: Use, shape: tuple[int, ...]) -> Geometry | str:
     """The geometry of a use of a weight of the given shape, or the reason why there is none."""
+    if use.op not in KNOWN:
+        return f"{use.op} is not solved"
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     if use.op == "MatMul" and len(shape) != 2:
         return "its weight is a batch of matrices"
+    if use.op == "Gemm" and use.axis == -2:
+        return "its weight is on Gemm's left side"
     if use.op == "Gemm" and attributes.get("transA", 0):
         return "Gemm transposes its input"
     if use.op == "Gemm" and attributes.get("alpha", 1.0) == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune.graph.tensors import Constants, names_read
+from onnxprune.graph.tensors import Constants
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,6 @@ class Join:
     other: str | None = None
     low: float = -math.inf
     high: float = math.inf
-
-
-def readers(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
-    """The numbers of the nodes that read a tensor, -1 for a reader that is a graph output or inside a body."""
-    found: dict[str, list[int]] = {}
-    for number, node in enumerate(model.graph.node):
-        for name in node.input:
-            if name:
-                found.setdefault(name, []).append(number)
-    direct = {name: len(numbers) for name, numbers in found.items()}
-    total: dict[str, int] = {}
-    for name in names_read(model.graph):
-        total[name] = total.get(name, 0) + 1
-    for name, count in total.items():
-        found.setdefault(name, []).extend([-1] * (count - direct.get(name, 0)))
-    return found
 
 
 def join_of(model: onnx.ModelProto, constants: Constants, by: Mapping[str, Sequence[int]], tensor: str, before: int) -> Join:

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.tensors import stored
+from onnxprune.graph.walk import stored
 
 # Tensors below this size stay inside the model file when external data is written, as onnx.save does.
 EXTERNAL_MIN = 1024

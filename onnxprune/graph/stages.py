@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.graph.probes import Probe, probe_nodes
-from onnxprune.graph.tensors import bodies, opset_of
+from onnxprune.graph.walk import bodies, opset_of
 
 LiveType = tuple[int, tuple[int | None, ...]]
 """ONNX element type and shape of a live tensor; None where batches differ."""

@@ -1,14 +1,13 @@
 """Constant tensors of a model: where the values of a node's input live, and how they are read and written in place.
 
-A constant is an initializer, the output of a Constant node, or either of them behind Identity nodes. A value that only one node
-input reads is changed where it lives. A value with several readers is left alone, and the one input is given an initializer of
-its own; both are recorded, so that the report can name everything that is different in the file.
+A constant is an initializer, the output of a Constant node, or either of them behind the steps of views.py, in the main graph or in a
+body. A value that only one node input reads is changed where it lives. A value with several readers is left alone, and the one input is
+given an initializer of its own; both are recorded, so that the report can name everything that is different in the file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune.errors import ModelError
+from onnxprune.graph.inlining import SHARED, put_raw
+from onnxprune.graph.steps import INTEGERS, OPS, scaled_name, steps_of
+from onnxprune.graph.views import FLOATS, View, dtype_of, layout, see, store, zeros
+from onnxprune.graph.walk import CORE, Scope, label, names_read, scopes
 
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+__all__ = ["FLOATS", "Changes", "Constants"]
 
 
 @dataclass
@@ -34,60 +36,122 @@ class Changes:
 
 
 class Constants:
-    """The constants of a model's main graph, and the edits made to them. Works on the given proto in place."""
+    """The constants of a model, and the edits made to them. Works on the given proto in place.
+
+    Names are those of the main graph; a body's own tensors go by Scope.key, and a local function's by "function/name".
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.changes = Changes()
-        self._tensors: dict[str, onnx.TensorProto] = {}
-        self._alias: dict[str, str] = {}
+        self.scopes = scopes(model.graph)
+        self._tensors: dict[str, list[onnx.TensorProto]] = {}
+        self._views: dict[str, View] = {}
+        self._makers: dict[str, tuple[Scope, onnx.NodeProto, tuple[int, ...]]] = {}
+        self._steps: dict[str, View] = {}
+        self._literal: set[str] = set()
+        for scope in self.scopes:
+            for tensor in scope.graph.initializer:
+                self._hold(scope.prefix + tensor.name, tensor)
+            for node in scope.nodes:
+                self._note(scope, node)
         graph = model.graph
-        for tensor in graph.initializer:
-            self._tensors[tensor.name] = tensor
-        for node in graph.node:
-            if node.op_type == "Constant" and node.output:
-                for attribute in node.attribute:
-                    if attribute.name == "value" and attribute.HasField("t"):
-                        self._tensors[node.output[0]] = attribute.t
-            elif node.op_type == "Identity" and node.domain in ("", "ai.onnx"):
-                self._alias[node.output[0]] = node.input[0]
         # Before IR version 4 every initializer must be listed as an input too; only from there on does it say that callers feed it.
         self._listed = model.ir_version < 4
         self._fed = set() if self._listed else {value.name for value in graph.input}
         self._readers = Counter(names_read(graph))
-        self._taken = set(self._tensors) | set(self._readers) | {value.name for value in graph.input}
+        self._taken = {tensor.name for tensor in graph.initializer} | set(self._readers) | {value.name for value in graph.input}
+        for scope in self.scopes:
+            self._taken |= scope.made
         for node in graph.node:
             self._taken.update(node.output)
 
+    def _hold(self, key: str, tensor: onnx.TensorProto) -> None:
+        """Note a stored tensor; one that stands in a local function is held under one name for all calls."""
+        holder = tensor.doc_string[len(SHARED) :] if tensor.doc_string.startswith(SHARED) else key
+        self._tensors.setdefault(holder, []).append(tensor)
+        self._views[key] = View(holder, (), tuple(tensor.dims), int(tensor.data_type))
+
+    def _note(self, scope: Scope, node: onnx.NodeProto) -> None:
+        """Note what a node makes where it is a constant, or one step away from a constant."""
+        if node.domain not in CORE or not node.output:
+            return
+        key = scope.prefix + node.output[0]
+        if node.op_type in OPS and node.input:
+            self._makers[key] = (scope, node, tuple(range(len(node.input))))
+        for places in INTEGERS.get(node.op_type, ()):
+            self._makers[scope.prefix + scaled_name(node, places[0])] = (scope, node, places)
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value" and attribute.HasField("t"):
+                self._hold(key, attribute.t)
+            elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+                kind = np.int64 if attribute.name.startswith("value_int") else np.float32
+                self._hold(key, numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind)))
+                self._literal.add(key)
+
     def resolve(self, name: str) -> str | None:
         """The name of the tensor that holds the values of ``name``, or None when they are not constant."""
-        seen: set[str] = set()
-        while name not in self._tensors:
-            if name not in self._alias or name in seen:
+        view = self.view(name)
+        return None if view is None else view.holder
+
+    def view(self, name: str) -> View | None:
+        """How the constant ``name`` comes from what is stored, or None when it is no constant."""
+        if name in self._views or name in self._steps:
+            return self._views.get(name) or self._steps[name]
+        chain = self._chain(name)
+        view = self._views.get(chain[-1])
+        for key in reversed(chain[:-1]):
+            view = None if view is None else steps_of(self._makers[key][1], view, self._sources(key), self)
+            if view is None:
                 return None
-            seen.add(name)
-            name = self._alias[name]
-        return name
+            self._steps[key] = view
+        return view
+
+    def _sources(self, name: str) -> list[str]:
+        """The names of what the maker of a tensor reads, empty for an input that is not there."""
+        scope, node, places = self._makers[name]
+        return [scope.key(node.input[at]) if 0 <= at < len(node.input) else "" for at in places]
+
+    def _chain(self, name: str) -> list[str]:
+        """A tensor and those that it is made from step by step, the last of which is stored or is no constant."""
+        chain = [name]
+        while chain[-1] not in self._views and chain[-1] in self._makers:
+            source = self._sources(chain[-1])[0]
+            if source in chain:
+                break
+            chain.append(source)
+        return chain
 
     def read(self, name: str) -> NDArray[Any]:
         """A copy of the values of the constant ``name``, in its own dtype."""
-        return np.array(numpy_helper.to_array(self._tensors[self._holder(name)]))
+        view = self._found(name)
+        return np.array(see(view.steps, numpy_helper.to_array(self._tensors[view.holder][0]), self.read))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the constant ``name``."""
-        return tuple(self._tensors[self._holder(name)].dims)
+        return self._found(name).shape
 
     def data_type(self, name: str) -> int:
         """The onnx.TensorProto.DataType of the constant ``name``."""
-        return int(self._tensors[self._holder(name)].data_type)
+        return self._found(name).data_type
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Give the constant ``name`` new values of the same shape; every node that reads it sees them."""
-        holder = self._holder(name)
-        tensor = self._tensors[holder]
-        if tuple(tensor.dims) != array.shape:
-            raise ValueError(f"{holder}: has shape {tuple(tensor.dims)}, got values of shape {array.shape}")
-        _fill(tensor, array)
+        view = self._found(name)
+        if view.shape != array.shape:
+            raise ValueError(f"{name}: has shape {view.shape}, got values of shape {array.shape}")
+        self._store(view.holder, store(view.steps, array, self.read))
+
+    def mask(self, name: str, mask: NDArray[np.bool_]) -> None:
+        """Make zero what the constant ``name`` shows where ``mask`` is False; all else stays as it is stored, bit by bit."""
+        view = self._found(name)
+        stored = numpy_helper.to_array(self._tensors[view.holder][0])
+        kept = store(layout(view.steps), mask, self.read)
+        self._store(view.holder, np.where(kept, stored, zeros(view.steps, stored.shape, self.read).astype(stored.dtype)))
+
+    def _store(self, holder: str, values: NDArray[Any]) -> None:
+        for tensor in self._tensors[holder]:
+            _fill(tensor, values)
         if holder not in self.changes.initializers:  # one that was added is named there
             self.changes.values.add(holder)
 
@@ -97,27 +161,30 @@ class Constants:
         The constant is changed in place when this input is its only reader and the shape is the same; otherwise a new initializer,
         named after ``stem``, takes the place of the input, which may have been absent.
         """
-        label = node.name or node.output[0]
         old = node.input[index] if index < len(node.input) else ""
-        holder = self.resolve(old) if old else None
-        if holder is not None and self._private(old) and self.shape(old) == array.shape:
+        if old and self.private(old) and self.shape(old) == array.shape:
             self.write(old, array)
             return
         name = self.fresh(stem)
         tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
         _fill(tensor, array)
         self.model.graph.initializer.append(tensor)
-        self._tensors[name] = self.model.graph.initializer[-1]
+        self._hold(name, self.model.graph.initializer[-1])
         if self._listed:
             self.model.graph.input.append(onnx.helper.make_tensor_value_info(name, data_type, array.shape))
         while len(node.input) <= index:
             node.input.append("")
         node.input[index] = name
+        self._steps.clear()  # the input may have been the scale of a step
         self._readers[name] += 1
         if old:
             self._readers[old] -= 1
         self.changes.initializers.add(name)
-        self.changes.inputs.add(label)
+        self.changes.inputs.add(label(node))
+
+    def changed(self) -> dict[str, bytes]:
+        """The raw values of every tensor that was changed, by name."""
+        return {name: bytes(self._tensors[name][0].raw_data) for name in sorted(self.changes.values)}
 
     def readers(self, name: str) -> int:
         """How many node inputs (in subgraphs too) and graph outputs read ``name`` by that very name."""
@@ -132,72 +199,23 @@ class Constants:
         self._taken.add(name)
         return name
 
-    def _holder(self, name: str) -> str:
-        holder = self.resolve(name)
-        if holder is None:
-            raise KeyError(f"{name}: not a constant of the model")
-        return holder
+    def private(self, name: str) -> bool:
+        """True when one node input alone reads the values: one reader of every name on the way, and no caller who may feed them."""
+        view = self.view(name)
+        if view is None:
+            return False
+        chain = self._chain(name)
+        alone = all(self._readers[key] == 1 and key not in self._fed and key not in self._literal for key in chain)
+        return alone and len(self._tensors[view.holder]) == 1
 
-    def _private(self, name: str) -> bool:
-        """True when one node input alone reads the values: one reader of the name, and no alias on the way."""
-        return name in self._tensors and self._readers[name] == 1 and name not in self._fed
+    def _found(self, name: str) -> View:
+        view = self.view(name)
+        if view is None:
+            raise KeyError(f"{name}: not a constant of the model")
+        return view
 
 
 def _fill(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
     """Put the values into the tensor's raw bytes, rounded once to its type."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    values = np.ascontiguousarray(array.astype(dtype, copy=False))
-    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(name)
-    tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every tensor name that the graph's nodes (and the bodies inside them) and its outputs read, once per reading."""
-    for node in graph.node:
-        yield from (name for name in node.input if name)
-        for body in bodies(node):
-            yield from names_read(body)
-    yield from (value.name for value in graph.output)
-
-
-def stored(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every dense tensor that the file holds: initializers and the attributes of nodes, in bodies and local functions too."""
-    yield from model.graph.initializer
-    yield from _stored(model.graph.node)
-    for function in model.functions:
-        yield from _stored(function.node)
-
-
-def _stored(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
-        for body in bodies(node):
-            yield from body.initializer
-            yield from _stored(body.node)
-
-
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The subgraphs that a node holds: the branches of If, the bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def refuse_disorder(model: onnx.ModelProto) -> None:
-    """Raises ModelError when a node reads what a later one makes; ONNX asks for the order, ONNX Runtime does not."""
-    maker = {name: number for number, node in enumerate(model.graph.node) for name in node.output if name}
-    for number, node in enumerate(model.graph.node):
-        late = [name for name in node.input if maker.get(name, -1) >= number]
-        if late:
-            raise ModelError(
-                f"node {node.name or node.op_type!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)"
-            )
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operator set that a model imports; 1 when it imports none."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    values = np.ascontiguousarray(array.astype(dtype_of(tensor.data_type), copy=False))
+    put_raw(tensor, numpy_helper.from_array(values).raw_data)  # which packs types of less than a byte

@@ -9,7 +9,8 @@ from models import build, node, rand, run
 from onnx import TensorProto, helper
 
 from onnxprune.graph import layers
-from onnxprune.graph.affine import Point, insert, normalisation, points, scaled, write_affine, write_statistics
+from onnxprune.graph.affine import Point, insert, normalisation, points, write_affine, write_statistics
+from onnxprune.graph.gains import scaled
 from onnxprune.graph.tensors import Constants
 
 # float32 sums of up to some 50 products of size ~1, times a gain of up to ~3: 50 * 3 * 2^-24 ~ 1e-5, with room for the BatchNorms'
@@ -406,7 +407,7 @@ def test_insert_takes_a_mapping_or_pairs_and_keeps_the_order_of_equals():
 
 
 def test_shared_is_only_for_layers():
-    layer = layers.Layer("l", "Conv", "w", (1, 1), (None, None))
+    layer = layers.Layer("l", "Conv", "w", (1, 1), (None, None), "w")
     assert Point("p", "layer", "t", "t", 1, 1, 0, layer).shared
     assert not Point("p", "batchnorm", "t", "t", 1, 1, 0, layer).shared
     assert not Point("p", "norm", "t", "t", 1, 1, 0).shared

@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import layers
 from onnxprune.graph.affine import points
-from onnxprune.graph.joins import Join, join_of, readers
+from onnxprune.graph.joins import Join, join_of
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.walk import readers
 
 WEIGHTS = {name: np.ones((2, 2, 1, 1), np.float32) for name in ("w", "v")} | {"b": np.ones((2, 1, 1), np.float32)}
 

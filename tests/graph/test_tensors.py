@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from models import build, node, parse, run
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.graph.tensors import Constants, bodies, stored
+from onnxprune.graph.tensors import Constants
+from onnxprune.graph.walk import bodies, stored
 
 TYPES = {
     TensorProto.FLOAT: np.float32,
@@ -180,11 +181,24 @@ def test_write_input_gives_one_of_two_readers_a_copy_and_the_last_keeps_the_orig
     np.testing.assert_array_equal(y1, [[9, 9]])
 
 
+def test_write_input_goes_through_the_steps_that_one_node_reads():
+    model = parse(
+        """g (float[N,2] x) => (float[N,2] y) <float[2] a = {1.0, 2.0}> {
+          b = Identity(a)
+          y = Add(x, b)
+        }"""
+    )
+    Constants(model).write_input(model.graph.node[1], 1, np.array([5, 6]), TensorProto.FLOAT, "new")
+    assert list(model.graph.node[1].input) == ["x", "b"]
+    np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), [5, 6])
+
+
 @pytest.mark.parametrize("case", ["identity", "graph output", "graph input", "body", "other shape"])
 def test_write_input_copies_what_others_can_see(case):
     values = np.array([5, 6])
     if case == "identity":
-        model = parse("g (float[N,2] x) => (float[N,2] y) <float[2] a = {1.0, 2.0}> { b = Identity(a) y = Add(x, b) }")
+        text = "<float[2] a = {1.0, 2.0}> { b = Identity(a) y = Add(x, b) z = Add(x, b) }"
+        model = parse(f"g (float[N,2] x) => (float[N,2] y, float[N,2] z) {text}")
         reader = model.graph.node[1]
     elif case == "body":
         model = parse(

@@ -1,0 +1,120 @@
+"""Local functions: a working copy of a model with every call written out, and the way back.
+
+Layers are found, run and repaired in the working copy. A tensor that stands in a function stands in the copy once a call, under one
+doc string, so that all of them are written together (tensors.Constants). A node that comes from a function takes new values where it
+alone reads them, but no new inputs or neighbours. `restored` writes what was changed into the original, whose functions stay as they are
+but for the values of their own constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+
+import onnx
+import onnx.inliner
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.walk import bodies, label, scopes
+
+SHARED = "onnxprune shared:"
+MAIN = "onnxprune main:"
+CALLED = "onnxprune called:"
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model without calls of local functions, its nodes and tensors marked; the model itself where it has no function.
+
+    Raises:
+        ModelError: the functions call each other in a ring, or a call does not fit its function.
+    """
+    if not model.functions:
+        return model
+    marked = onnx.ModelProto()
+    marked.CopyFrom(model)
+    for number, node in enumerate(marked.graph.node):
+        node.doc_string = f"{MAIN}{number}"
+    for function in marked.functions:
+        for key, tensor in _own(function):
+            tensor.doc_string = f"{SHARED}{key}"
+        for node in function.node:
+            node.doc_string = f"{CALLED}{function.name}"
+    try:
+        return onnx.inliner.inline_local_functions(marked)
+    except Exception as error:  # the inliner is C++ and raises what it likes
+        raise ModelError(f"the local functions cannot be written out: {' '.join(str(error).split())[:200]}") from error
+
+
+def called_from(node: onnx.NodeProto) -> str:
+    """The local function that a node of a working copy comes from, empty for one of the main graph."""
+    return node.doc_string[len(CALLED) :] if node.doc_string.startswith(CALLED) else ""
+
+
+def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mapping[str, bytes], added: Set[str]) -> onnx.ModelProto:
+    """A copy of the original with the changes of its working copy: raw ``values`` by holder, and the names of what was ``added``.
+
+    The working copy itself where the original has no function.
+    """
+    if not original.functions:
+        return working
+    result = onnx.ModelProto()
+    result.CopyFrom(original)
+    tensors = dict(_main(result))
+    for function in result.functions:
+        tensors.update(_own(function))
+    for holder in values.keys() - added:
+        put_raw(tensors[holder], values[holder])
+    result.graph.initializer.extend(tensor for tensor in working.graph.initializer if tensor.name in added)
+    nodes: list[onnx.NodeProto] = []
+    given = list(original.graph.node)
+    for node in working.graph.node:
+        if node.doc_string.startswith(MAIN):
+            number = int(node.doc_string[len(MAIN) :])
+            nodes.extend(given[len(nodes) - _new(nodes, added) : number])
+            kept = onnx.NodeProto()
+            kept.CopyFrom(given[number])
+            del kept.input[:], kept.output[:]
+            kept.input.extend(node.input)
+            kept.output.extend(node.output)
+            nodes.append(kept)
+        elif node.name in added:
+            nodes.append(node)
+    nodes.extend(given[len(nodes) - _new(nodes, added) :])
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    return result
+
+
+def _new(nodes: list[onnx.NodeProto], added: Set[str]) -> int:
+    return sum(node.name in added for node in nodes)
+
+
+def put_raw(tensor: onnx.TensorProto, data: bytes) -> None:
+    """Make ``data`` the only values of a tensor."""
+    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(name)
+    tensor.raw_data = data
+
+
+def _main(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The stored tensors of the main graph and of its bodies by their names in Constants."""
+    for scope in scopes(model.graph):
+        yield from ((scope.prefix + tensor.name, tensor) for tensor in scope.graph.initializer)
+        yield from _constant_nodes(scope.nodes, scope.prefix)
+
+
+def _own(function: onnx.FunctionProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The stored tensors of a local function by their names in Constants."""
+    prefix = f"{function.domain}.{function.name}{function.overload and ':' + function.overload}/"
+    yield from _constant_nodes(function.node, prefix)
+    for node in function.node:
+        for body in bodies(node):
+            for scope in scopes(body):
+                inner = f"{prefix}{label(node)}/{scope.prefix}"
+                yield from ((inner + tensor.name, tensor) for tensor in scope.graph.initializer)
+                yield from _constant_nodes(scope.nodes, inner)
+
+
+def _constant_nodes(nodes: Iterable[onnx.NodeProto], prefix: str) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for node in nodes:
+        if node.op_type == "Constant":
+            yield from ((prefix + node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
