@@ -183,6 +183,8 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
         for point in affine.points(masked.found)
         if point.dense_tensor in reached or (options.repair == "bn" and point.kind == "batchnorm")
     ]
+    if not points:
+        return []
     size, rows = tools.taken.batch_size, tools.taken.split.repair
 
     def batches() -> Iterator[Batch]:

@@ -1,0 +1,338 @@
+"""Where a weight lives, and which layers take one: each form through prune() with every repair."""
+
+import numpy as np
+import onnx
+import pytest
+from invariants import every_way, outputs, pruned, values
+from models import build, node, parse, rand
+from onnx import TensorProto, helper, numpy_helper
+
+RNG = np.random.default_rng(0)
+COUNT = 24
+
+
+def rows(*shape, count=COUNT, seed=1):
+    """Samples with a level of their own, so that the channels' means matter."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, *shape)) + rng.normal(size=(count, *[1] * len(shape)))).astype(np.float32)
+
+
+def tail(source="h"):
+    """A second layer, so that the first is not the last."""
+    return [node("Relu", [source], ["r"]), node("MatMul", ["r", "w2"], ["p"], name="second"), node("Add", ["p", "b2"], ["y"])]
+
+
+def second(width):
+    return {"w2": rand(RNG, width, 5), "b2": rand(RNG, 5)}
+
+
+def layer_of(result, name):
+    (entry,) = [entry for entry in result.report.layers if entry.name == name]
+    return entry
+
+
+CHAINS = {
+    "Transpose": ((6, 8), [node("Transpose", ["s"], ["w"])], {}),
+    "Transpose and Identity": ((6, 8), [node("Identity", ["s"], ["i"]), node("Transpose", ["i"], ["w"], perm=[1, 0])], {}),
+    "Cast": ((8, 6), [node("Cast", ["s"], ["w"], to=TensorProto.FLOAT)], {}),
+    "Reshape": ((2, 4, 6), [node("Reshape", ["s", "shape"], ["w"])], {"shape": np.array([-1, 6])}),
+    "Unsqueeze and Squeeze": (
+        (8, 6),
+        [node("Unsqueeze", ["s", "one"], ["u"]), node("Squeeze", ["u", "one"], ["w"])],
+        {"one": np.array([1])},
+    ),
+    "Flatten": ((8, 2, 3), [node("Flatten", ["s"], ["w"])], {}),
+    "all of them": (
+        (3, 1, 2, 8),
+        [
+            node("Cast", ["s"], ["c"], to=TensorProto.FLOAT),
+            node("Squeeze", ["c", "one"], ["q"]),
+            node("Transpose", ["q"], ["t"], perm=[2, 0, 1]),
+            node("Flatten", ["t"], ["w"], axis=1),
+        ],
+        {"one": np.array([1])},
+    ),
+}
+
+
+@pytest.mark.parametrize("held", ["initializer", "Constant"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_weight_behind_a_chain(chain, held):
+    shape, steps, more = CHAINS[chain]
+    stored = rand(RNG, *shape).astype(np.float16 if "Cast" in [step.op_type for step in steps] else np.float32)
+    constants = more | {"b": rand(RNG, 6)} | second(6)
+    nodes = [*steps, node("MatMul", ["x", "w"], ["m"], name="first"), node("Add", ["m", "b"], ["h"]), *tail()]
+    if held == "initializer":
+        constants["s"] = stored
+    else:
+        nodes.insert(0, node("Constant", [], ["s"], value=numpy_helper.from_array(stored)))
+    model = build(nodes, constants, {"x": ["N", 8]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(8)}).items():
+        entry = layer_of(result, "first")
+        assert entry.weight == "s" and entry.shape == (8, 6) and entry.pruned
+        assert np.count_nonzero(values(result.model, "s")) == entry.kept
+        assert repair in ("none",) or entry.repair != "none"
+        if repair == "none":  # what is kept has not moved, in the stored type
+            new = values(result.model, "s")
+            np.testing.assert_array_equal(new[new != 0], stored[new != 0])
+        if repair in ("channel", "reconstruct"):
+            assert "s" in result.report.changes.values and entry.variance_error_after < entry.variance_error_before
+
+
+def test_masks_of_a_cast_weight_keep_its_digits():
+    """float32 behind a Cast to float16: the mask leaves the digits that the Cast drops."""
+    model = parse(
+        """g (float16[N,4] x) => (float16[N,2] y) <float[4,2] s = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}> {
+          w = Cast<to = 10>(s)
+          y = MatMul(x, w)
+        }"""
+    )
+    result = pruned(model, {"x": rows(4).astype(np.float16)}, repair="none")
+    np.testing.assert_array_equal(values(result.model, "s").ravel(), np.array([0, 0, 0, 0, 0.5, 0.6, 0.7, 0.8], np.float32))
+
+
+def test_one_weight_in_two_orientations():
+    """An autoencoder with tied weights: masked once, no gain, a shift at each use."""
+    constants = {"w": rand(RNG, 8, 6), "b1": rand(RNG, 6), "b2": rand(RNG, 8)}
+    nodes = [
+        node("Gemm", ["x", "w", "b1"], ["h"], name="encoder"),
+        node("Relu", ["h"], ["r"]),
+        node("Transpose", ["w"], ["wt"]),
+        node("MatMul", ["r", "wt"], ["m"], name="decoder"),
+        node("Add", ["m", "b2"], ["y"]),
+    ]
+    model = build(nodes, constants, {"x": ["N", 8]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(8)}).items():
+        (entry,) = result.report.layers
+        assert entry.name == "encoder" and "weight of 2 nodes" in entry.notes
+        if repair != "none":
+            assert set(result.report.changes.values) == {"w", "b1", "b2"}
+            kept = values(result.model, "w")
+            np.testing.assert_array_equal(kept[kept != 0], constants["w"][kept != 0])
+
+
+def gpt(head="MatMul"):
+    """Token ids -> embedding -> hidden -> the same table as the head."""
+    nodes = [
+        node("Gather", ["table", "ids"], ["e"], name="embedding"),
+        node("MatMul", ["e", "w1"], ["m"], name="hidden"),
+        node("Add", ["m", "b1"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("Transpose", ["table"], ["head"]),
+        node("MatMul", ["r", "head"], ["y"], name="head"),
+    ]
+    constants = {"table": rand(RNG, 20, 6), "w1": rand(RNG, 6, 6), "b1": rand(RNG, 6)}
+    model = build(nodes, constants, {"ids": ["N", 7]}, ["y"])
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    return model
+
+
+def test_embeddings_stay_dense_unless_included():
+    ids = {"ids": np.random.default_rng(2).integers(0, 20, (COUNT, 7))}
+    for result in every_way(gpt(), ids).values():
+        assert [entry.name for entry in result.report.layers] == ["hidden"]
+        assert {entry.name: entry.reason for entry in result.report.skipped} == {
+            "embedding": "embedding tables stay dense unless --include names them",
+            "head": "its weight is also read by Gather 'embedding'",
+        }
+    for result in (pruned(gpt(), ids, repair=repair, include=(".",)) for repair in ("none", "channel", "reconstruct")):
+        assert [entry.name for entry in result.report.layers] == ["embedding", "hidden"]
+        assert layer_of(result, "embedding").pruned
+    assert "pruned, not repaired: it is an embedding" in layer_of(result, "embedding").notes
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers(op):
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    constants = {"w": rand(RNG, 2, gates * 5, 4), "u": rand(RNG, 2, gates * 5, 5), "b": rand(RNG, 2, gates * 10), "axes": np.array([1])}
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node(op, ["t", "w", "u", "b"], ["all", "last"], name="rnn", hidden_size=5, direction="bidirectional"),
+        node("Transpose", ["last"], ["l"], perm=[1, 0, 2]),
+        node("Flatten", ["l"], ["h"]),
+        *tail(),
+    ]
+    model = build(nodes, constants | second(10), {"x": ["N", 6, 4]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(6, 4)}, alloc="uniform").items():
+        for part, weight in (("W", "w"), ("R", "u")):
+            entry = layer_of(result, f"rnn:{part}")
+            assert entry.kept == entry.weights // 2 and entry.repair == "none" and entry.weight == weight
+            assert repair == "none" or "pruned, not repaired: recurrent layers are not repaired" in entry.notes
+        assert repair == "none" or layer_of(result, "second").repair != "none"
+
+
+EINSUMS = {
+    "ij,jk->ik": ((8,), (8, 6), True),
+    "ij,kj->ik": ((8,), (6, 8), True),
+    "bij,jk->bik": ((3, 8), (8, 6), True),
+    "bij,jkl->bikl": ((3, 8), (8, 2, 3), False),
+    "bij,kj->bki": ((3, 8), (6, 8), False),
+}
+
+
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_einsum(equation):
+    given, shape, repaired = EINSUMS[equation]
+    nodes = [node("Einsum", ["x", "w"], ["h"], equation=equation, name="ein"), node("Relu", ["h"], ["y"])]
+    model = build(nodes, {"w": rand(RNG, *shape)}, {"x": ["N", *given]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(*given)}).items():
+        entry = layer_of(result, "ein")
+        assert entry.kept == entry.weights // 2
+        if repair != "none":
+            assert (entry.repair != "none") == repaired
+            assert any("has no one axis of output channels" in note for note in entry.notes) == (not repaired)
+
+
+def test_the_constant_on_the_left_side_of_gemm():
+    constants = {"w": rand(RNG, 6, 8), "c": rand(RNG, 6, 1)} | second(6)
+    for bias in ([], ["c"]):
+        nodes = [
+            node("Transpose", ["x"], ["xt"]),
+            node("Gemm", ["w", "xt", *bias], ["g"], name="left"),
+            node("Transpose", ["g"], ["h"]),
+            *tail(),
+        ]
+        held = constants if bias else {name: value for name, value in constants.items() if name != "c"}
+        model = build(nodes, held, {"x": ["N", 8]}, ["y"])
+        for repair, result in every_way(model, {"x": rows(8)}).items():
+            entry = layer_of(result, "left")
+            assert entry.channels == 6
+            if repair == "channel":
+                assert entry.variance_error_after < 0.1 < entry.variance_error_before
+
+
+def test_a_batch_of_matrices():
+    nodes = [node("MatMul", ["x", "w"], ["h"], name="batched"), node("Relu", ["h"], ["y"])]
+    model = build(nodes, {"w": rand(RNG, 3, 8, 6)}, {"x": ["N", 3, 5, 8]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(3, 5, 8)}).items():
+        assert layer_of(result, "batched").repair != "none" or repair == "none"
+
+
+def test_deform_conv():
+    constants = {"w": rand(RNG, 6, 4, 3, 3), "o": rand(RNG, 18, 4, 3, 3) * 0.1, "ob": rand(RNG, 18), "b": rand(RNG, 6)}
+    nodes = [
+        node("Conv", ["x", "o", "ob"], ["off"], name="offsets", pads=[1, 1, 1, 1]),
+        node("DeformConv", ["x", "w", "off", "b"], ["h"], name="deform", pads=[1, 1, 1, 1]),
+        node("Relu", ["h"], ["y"]),
+    ]
+    model = build(nodes, constants, {"x": ["N", 4, 6, 6]}, ["y"])
+    try:
+        outputs(model, {"x": rows(4, 6, 6, count=1)})
+    except Exception:
+        pytest.skip("this ONNX Runtime has no DeformConv")
+    for repair, result in every_way(model, {"x": rows(4, 6, 6)}).items():
+        assert repair == "none" or layer_of(result, "deform").repair != "none"
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_an_initializer_that_is_an_input_too(ir_version):
+    nodes = [node("Gemm", ["x", "w", "b"], ["h"], name="first"), *tail()]
+    model = build(nodes, {"w": rand(RNG, 8, 6), "b": rand(RNG, 6)} | second(6), {"x": ["N", 8]}, ["y"], ir_version=ir_version, opset=11)
+    if ir_version == 8:
+        model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 6]))
+    for result in every_way(model, {"x": rows(8)}).values():
+        assert layer_of(result, "first").pruned and any(value.name == "w" for value in result.model.graph.input)
+
+
+def control(kind):
+    """A layer in the main graph, one or more inside a body with weights of its own and of the outer scope, and one behind."""
+    if kind == "If":
+        inside = """h = If(yes) <
+            then_branch = t () => (float[N,4] u) <float[4,4] own = {1,-2,3,4,5,6,-7,8,9,1,2,-3,4,5,6,7}> { u = MatMul(m, own) },
+            else_branch = e () => (float[N,4] v) {
+              k = Constant<value = float[4,4] {1,2,-3,4,-5,6,7,8,9,-1,2,3,4,5,-6,7}>()
+              p = MatMul(m, k)
+              v = MatMul(p, w)
+            }>"""
+    elif kind == "Loop":
+        inside = """h = Loop(three, yes, m) <body = b (int64 i, bool go, float[N,4] s) => (bool go2, float[N,4] s2)
+            <float[4,4] own = {0.1,-0.2,0.3,0.4,0.5,0.1,-0.2,0.3,0.2,0.1,0.2,-0.3,0.4,0.5,0.3,0.2}> {
+              go2 = Identity(go)
+              s2 = MatMul(s, own)
+            }>"""
+    else:
+        inside = """wide = Unsqueeze(m, one)
+          last, all = Scan<num_scan_inputs = 1>(m, wide)
+            <body = b (float[N,4] s, float[N,4] each) => (float[N,4] s2, float[N,4] out)
+              <float[4,4] own = {0.1,-0.2,0.3,0.4,0.5,0.1,-0.2,0.3,0.2,0.1,0.2,-0.3,0.4,0.5,0.3,0.2}> {
+                t = MatMul(s, own)
+                s2 = Add(t, each)
+                out = Identity(t)
+              }>
+          h = Identity(last)"""
+        inside = inside.replace("Scan<num_scan_inputs = 1>(m, wide)\n            <body", "Scan(m, wide) <num_scan_inputs = 1, body")
+    return parse(
+        f"""g (float[N,4] x) => (float[N,3] y) <
+          float[4,4] w = {{1,2,3,4,5,6,7,8,-9,10,-11,12,13,-14,15,16}}, bool yes = {{1}}, int64 three = {{3}}, int64[1] one = {{0}},
+          float[4,3] w2 = {{1,-2,3,4,-5,6,7,8,-9,10,-11,12}}, float[3] b2 = {{1,2,3}}> {{
+          m = MatMul(x, w)
+          {inside}
+          p = MatMul(h, w2)
+          y = Add(p, b2)
+        }}"""
+    )
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_layers_in_bodies(kind):
+    model = control(kind)
+    for repair, result in every_way(model, {"x": rows(4)}, alloc="uniform").items():
+        held = {entry.weight: entry for entry in result.report.layers}
+        inside = {"If": {"h.then_branch/own", "h.else_branch/k"}, "Loop": {"h.body/own"}, "Scan": {"last.body/own"}}[kind]
+        assert set(held) == {"w", "w2"} | inside
+        for name in inside:
+            assert held[name].pruned and held[name].kept == 8 == np.count_nonzero(values(result.model, name))
+            assert repair == "none" or any(note.startswith("pruned, not repaired: it is inside the ") for note in held[name].notes)
+        assert len(result.report.skipped) == 0 and (repair == "none" or held["w2"].repair != "none")
+
+
+FUNCTIONS = """<ir_version: 10, opset_import: ["" : 20, "loc" : 1]>
+g (float[N,4] x) => (float[N,3] y) <
+  float[4,4] w = {1,2,3,4,5,6,7,8,-9,10,-11,12,13,-14,15,16}, float[4] b = {1,2,3,4}, float[4,4] w1 = {1,-2,3,4,5,6,-7,8,9,1,2,-3,4,5,6,7},
+  float[4] b1 = {1,0,1,0}, float[4,3] w2 = {1,-2,3,4,-5,6,7,8,-9,10,-11,12}> {
+  h0 = loc.linear(x, w, b)
+  r0 = Relu(h0)
+  h1 = loc.deep(r0, w1, b1)
+  h2 = loc.own(h1)
+  h3 = loc.twice(h2)
+  h4 = loc.twice(h3)
+  y = MatMul(h4, w2)
+}
+<domain: "loc", opset_import: ["" : 20]> linear (a, k, c) => (d) { m = MatMul(a, k) d = Add(m, c) }
+<domain: "loc", opset_import: ["" : 20, "loc" : 1]> deep (a, k, c) => (d) { e = loc.linear(a, k, c) d = Relu(e) }
+<domain: "loc", opset_import: ["" : 20]> own (a) => (d) {
+  k = Constant<value = float[4,4] {1,2,-3,4,-5,6,7,8,9,-1,2,3,4,5,-6,7}>()
+  c = Constant<value = float[4] {1,2,3,4}>()
+  m = MatMul(a, k)
+  d = Add(m, c)
+}
+<domain: "loc", opset_import: ["" : 20]> twice (a) => (d) {
+  k = Constant<value = float[4,4] {0.1,0.2,-0.3,0.4,-0.5,0.6,0.7,0.8,0.9,-0.1,0.2,0.3,0.4,0.5,-0.6,0.7}>()
+  d = MatMul(a, k)
+}"""
+
+
+def test_local_functions():
+    """Weights from outside are repaired as ever, a function's own when it is called once; the functions stay."""
+    model = onnx.parser.parse_model(FUNCTIONS)
+    for repair, result in every_way(model, {"x": rows(4)}, alloc="uniform").items():
+        held = {entry.weight: entry for entry in result.report.layers}
+        assert set(held) == {"w", "w1", "w2", "loc.own/k", "loc.twice/k"}
+        assert [function.name for function in result.model.functions] == ["linear", "deep", "own", "twice"]
+        for name, entry in held.items():
+            assert np.count_nonzero(values(result.model, name)) == entry.kept
+        if repair == "none":
+            continue
+        assert all(held[name].repair != "none" for name in ("w", "w1", "w2", "loc.own/k"))
+        assert "loc.own/c" in result.report.changes.values
+        assert "pruned, not repaired: it has no bias, inside the local function 'twice'" in held["loc.twice/k"].notes
+        assert result.model.graph.node[-1].op_type == "Add"  # w2 had no bias
+
+
+def test_a_gain_that_float16_cannot_hold_is_cut():
+    w = np.full((4, 2), 6e4, np.float16)
+    w[1:] = np.float16(5e4) * np.array([[1], [-1], [1]], np.float16)
+    model = build([node("MatMul", ["x", "w"], ["y"], name="big")], {"w": w}, {"x": ["N", 4]}, ["y"], elem_type=TensorProto.FLOAT16)
+    samples = (rows(4) * 1e-3).astype(np.float16)
+    result = pruned(model, {"x": samples}, repair="channel", sparsity=0.75)
+    assert np.isfinite(values(result.model, "w")).all()
