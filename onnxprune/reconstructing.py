@@ -27,6 +27,7 @@ from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join, join_of
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
@@ -106,7 +107,8 @@ def _shape(constants: Constants, point: Point) -> Geometry | str:
     if view is not None and view.on_grid:
         return "its weights are integers"
     node, use = constants.model.graph.node[point.use.node], point.use
-    if use.op != "MatMul" and len(node.input) > 2 and node.input[2] and (use.bias is None or use.bias.node != use.node):
+    at = BIAS.get(use.op, len(node.input))
+    if len(node.input) > at and node.input[at] and (use.bias is None or use.bias.node != use.node):
         return "the bias of its node is not one number per channel, or is computed at run time"
     return geometry.geometry(node, use, point.layer.shape)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import onnx
 import pytest
-from invariants import every_way, outputs, pruned, values
 from models import build, node, parse, rand
 from onnx import TensorProto, helper, numpy_helper
+from product import every_way, outputs, pruned, values
 
 RNG = np.random.default_rng(0)
 COUNT = 24

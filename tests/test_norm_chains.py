@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from invariants import every_way, values
 from models import build, node, rand
 from onnx import TensorProto, helper
+from product import every_way, values
 
 from onnxprune.graph.layers import find
 

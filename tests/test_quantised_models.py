@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from invariants import every_way, outputs, pruned, values
 from models import build, node, rand
 from onnx import TensorProto, helper
+from product import every_way, outputs, pruned, values
 
 from onnxprune.graph.layers import find
 

@@ -24,6 +24,7 @@ from onnxprune.graph.gains import scale_weight
 from onnxprune.graph.layers import Found, Layer, Use
 from onnxprune.graph.norms import Norm
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.uses import BIAS
 
 Vector = NDArray[np.float64]
 
@@ -110,7 +111,7 @@ def write_affine(constants: Constants, point: Point, gain: Vector, shift: Vector
         node = nodes[norm.bias_node]
         has_bias = len(node.input) > norm.bias and node.input[norm.bias]
         bias = constants.read(node.input[norm.bias]).astype(np.float64) if has_bias else np.zeros(scale.shape)
-        _write(constants, node, norm.bias, gain.reshape(bias.shape) * bias + shift.reshape(bias.shape), "bias")
+        _write(constants, node, norm.bias, gain.reshape(bias.shape) * bias + shift.reshape(bias.shape), "bias", data_type)
         return []
     assert point.use is not None and point.layer is not None
     place = point.use.bias
@@ -158,17 +159,20 @@ def _scale_own_bias(constants: Constants, point: Point, gain: Vector) -> list[tu
     use = point.use
     assert use is not None and point.layer is not None
     node = constants.model.graph.node[use.node]
-    own = use.bias is not None and use.bias.node == use.node
-    if use.op == "MatMul" or own or len(node.input) < 3 or not node.input[2] or np.all(gain == 1):
+    own, at = use.bias is not None and use.bias.node == use.node, BIAS.get(use.op, len(node.input))
+    if own or len(node.input) <= at or not node.input[at] or np.all(gain == 1):
         return []
-    name, label = node.input[2], node.name or node.output[0]
+    name, label = node.input[at], node.name or node.output[0]
     if constants.resolve(name) is not None:  # Gemm's C, of shape (M, N), (M, 1) or the like
-        _write(constants, node, 2, constants.read(name).astype(np.float64) * gain, "bias")
+        old = constants.read(name).astype(np.float64)
+        _write(constants, node, at, old * (gain if use.axis != -2 else gain.reshape(-1, 1)), "bias")
         return []
     scaled_name = constants.fresh(f"{label}.scaled_bias")
     mul = onnx.helper.make_node("Mul", [name, ""], [scaled_name], name=constants.fresh(f"{label}.scale_bias"))
-    constants.write_input(mul, 1, gain, constants.data_type(point.layer.seen), f"{label}.bias_gain")
-    node.input[2] = scaled_name
+    constants.write_input(
+        mul, 1, gain if use.axis != -2 else gain.reshape(-1, 1), constants.data_type(point.layer.seen), f"{label}.bias_gain"
+    )
+    node.input[at] = scaled_name
     constants.changes.nodes.add(mul.name)
     constants.changes.inputs.discard(mul.name)
     constants.changes.inputs.add(label)
@@ -239,8 +243,11 @@ def insert(model: onnx.ModelProto, added: Sequence[tuple[int, onnx.NodeProto]]) 
         nodes.insert(number + 1, node)
 
 
-def _write(constants: Constants, node: onnx.NodeProto, index: int, values: NDArray[np.float64], what: str) -> None:
-    """Give a parameter input of a node new values, in the type that the parameter (or the first one beside it) has."""
-    given = index < len(node.input) and bool(node.input[index])
-    data_type = constants.data_type(node.input[index] if given else node.input[1])
+def _write(
+    constants: Constants, node: onnx.NodeProto, index: int, values: NDArray[np.float64], what: str, data_type: int | None = None
+) -> None:
+    """Give a parameter input of a node new values, in the type that the parameter has; ``data_type`` is for one that is not there yet."""
+    if index < len(node.input) and node.input[index]:
+        data_type = constants.data_type(node.input[index])
+    assert data_type is not None
     constants.write_input(node, index, values, data_type, f"{node.name or node.output[0]}.{what}")

@@ -83,7 +83,8 @@ def highest(weight: NDArray[Any], use: Use) -> Vector:
     """The largest gain per channel that keeps the weights within their type, float64 (C,)."""
     largest = np.zeros(use.channels)
     np.maximum.at(largest, channel_of(use, weight.shape), np.abs(weight.astype(np.float64)))
-    limits: Vector = np.divide(_top(weight.dtype), largest, out=np.full(use.channels, np.inf), where=largest > 0)
+    with np.errstate(over="ignore"):
+        limits: Vector = np.divide(_top(weight.dtype), largest, out=np.full(use.channels, np.inf), where=largest > 0)
     return limits
 
 

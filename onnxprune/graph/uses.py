@@ -13,6 +13,9 @@ from onnxprune.graph.tensors import FLOATS, Constants
 from onnxprune.graph.walk import CORE
 from onnxprune.graph.weights import CONVOLUTIONS, Weight
 
+BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "DeformConv": 3}
+"""Operator -> the input that is its bias, for those that have one."""
+
 
 @dataclass(frozen=True)
 class Bias:
@@ -77,9 +80,9 @@ def use_of(number: int, found: Weight, around: Neighbours, constants: Constants)
     if found.unrepaired:
         return plain
     bias: Bias | None = None
-    at = 3 if node.op_type == "DeformConv" else 2
-    bias_index: int | None = None if node.op_type in ("MatMul", "Einsum") else at
-    given = node.input[at] if bias_index is not None and len(node.input) > at else ""
+    bias_index = BIAS.get(node.op_type)
+    at = len(node.input) if bias_index is None else bias_index
+    given = node.input[at] if len(node.input) > at else ""
     if node.op_type == "Gemm":
         scale = float(attributes["beta"].f) if "beta" in attributes else 1.0
         per_channel = bool(given) and _spread(given, channels, found.output_axis, constants)
@@ -126,9 +129,11 @@ def _spread(name: str, channels: int, axis: int, constants: Constants, *, rank: 
 
 def with_norm(use: Use, around: Neighbours, norms: Mapping[int, Norm]) -> Use:
     """The use with the BatchNormalization that alone reads its output, if there is one of the same width."""
+    if use.unrepaired or use.axis != 1:
+        return use
     carrier = around.nodes[use.bias.node if use.bias is not None else use.node]
     norm = norms.get(around.only_reader(carrier.output[0]))
-    if use.unrepaired or use.axis != 1 or norm is None or norm.op != "BatchNormalization" or norm.channels != use.channels:
+    if norm is None or norm.op != "BatchNormalization" or norm.channels != use.channels:
         return use
     return replace(use, norm=norm)
 
