@@ -21,7 +21,6 @@ from onnxprune.judging import collect, compare_outputs
 from onnxprune.options import Options
 from onnxprune.pipeline import Calib, draw
 from onnxprune.report import FileReport, OutputAgreement
-from onnxprune.runtime import calibration
 from onnxprune.runtime.session import choose_device, session_of
 from onnxprune.sizes import describe
 
@@ -60,17 +59,16 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
         CalibrationError: the samples do not fit.
     """
     first, second = files.load(dense), files.load(pruned)
-    specs = input_specs(first.model)
-    if specs != input_specs(second.model):
+    if input_specs(first.model) != input_specs(second.model):
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
     _same_outputs(first.model, dense, second.model, pruned)
     device = choose_device(options.device)
-    taken = draw(calib, specs, options, holdout=0.0)
+    taken = draw(calib, first.model, options, holdout=0.0)
     outputs = []
     for name, loaded in (("dense outputs", first), ("pruned outputs", second)):
         tick = ticker(progress, name, -(-len(taken.split.repair) // taken.batch_size))
         with session_of(loaded.model, device) as session:
-            outputs.append(collect(session, calibration.batches(taken.samples, taken.split.repair, taken.batch_size), tick))
+            outputs.append(collect(session, taken.batches(taken.split.repair), taken.axes, tick))
     return Comparison(
         dense=describe(dense, first.files, first.files),
         pruned=describe(pruned, second.files, second.files),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.feeding import Axes
 from onnxprune.numerics.agreement import Agreement, agreement
 from onnxprune.report import AgreementReport, OutputAgreement
 from onnxprune.runtime.session import run_session
@@ -17,7 +18,7 @@ from onnxprune.runtime.stream import Batch
 Outputs = dict[str, NDArray[Any]]
 
 
-def collect(session: Any, batches: Iterable[Batch], tick: Callable[[], None] = lambda: None) -> Outputs:
+def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[], None] = lambda: None) -> Outputs:
     """Output name -> the values over all batches, (samples, ...), for the outputs that are float tensors.
 
     An output without a batch axis counts each batch as one sample.
@@ -27,8 +28,9 @@ def collect(session: Any, batches: Iterable[Batch], tick: Callable[[], None] = l
         return {}
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for batch in batches:
-        size = len(next(iter(batch.values())))
-        for name, value in zip(names, run_session(session, batch, names), strict=True):
+        size = next((batch[name].shape[axis] for name, axis in axes.inputs.items() if axis is not None), 1)
+        for name, made in zip(names, run_session(session, batch, names), strict=True):
+            value = axes.output(name, made)
             parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, -1))
         tick()
     return {name: _joined(values) for name, values in parts.items()}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.errors import GateError, UsageError
-from onnxprune.feeding import fixed_batch, input_specs
+from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
 from onnxprune.graph import affine
 from onnxprune.graph import model as files
 from onnxprune.graph.inlining import inlined, restored
@@ -28,7 +28,7 @@ from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.report import AgreementReport, CalibrationReport, Report
 from onnxprune.reporting import build
 from onnxprune.runtime import calibration
-from onnxprune.runtime.calibration import InputSpec, Samples, Split
+from onnxprune.runtime.calibration import Samples, Split
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
 from onnxprune.runtime.stream import Batch
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
@@ -100,7 +100,7 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     device: Device | None = None
     if calib is not None:
         device = choose_device(options.device)
-        taken = draw(calib, input_specs(dense), options, holdout=options.holdout)
+        taken = draw(calib, dense, options, holdout=options.holdout)
         notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
         tools = Tools(device, taken, clock, progress)
         first = _outputs(dense, "dense outputs", tools)
@@ -124,6 +124,11 @@ class Taken:
     samples: Samples
     split: Split
     batch_size: int
+    axes: Axes
+
+    def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
+        """The samples at ``rows``, batch by batch, as the model takes them."""
+        return self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size))
 
     @property
     def report(self) -> CalibrationReport:
@@ -142,20 +147,21 @@ class Tools:
     progress: Progress
 
 
-def draw(calib: Calib, specs: list[InputSpec], options: Options, *, holdout: float) -> Taken:
+def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: float) -> Taken:
     """The calibration samples behind paths or arrays, split and batched as the options and the model's batch axis say.
 
     Raises:
         CalibrationError: the samples are missing, do not fit the inputs, or are too few.
     """
+    axes, specs = axes_of(model), input_specs(model)
     if isinstance(calib, (np.ndarray, Mapping)):
-        samples = calibration.from_arrays(calib, specs, options.preprocess)
+        samples = calibration.from_arrays(axes.gathered(calib), specs, options.preprocess)
     else:
         paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
         samples = calibration.open_samples(paths, specs, options.preprocess)
     fixed = fixed_batch(specs)
     split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
-    return Taken(samples, split, fixed or options.batch_size)
+    return Taken(samples, split, fixed or options.batch_size, axes)
 
 
 def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
@@ -166,7 +172,7 @@ def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None
     size = tools.taken.batch_size
     with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
         tick = ticker(tools.progress, phase, -(-len(held) // size))
-        return collect(session, calibration.batches(tools.taken.samples, held, size), tick)
+        return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
 
 
 def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> list[Outcome]:
@@ -188,7 +194,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
     size, rows = tools.taken.batch_size, tools.taken.split.repair
 
     def batches() -> Iterator[Batch]:
-        return calibration.batches(tools.taken.samples, rows, size)
+        return tools.taken.batches(rows)
 
     if options.repair == "reconstruct":
         keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}

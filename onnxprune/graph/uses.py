@@ -143,9 +143,11 @@ def bound(use: Use, shared: bool, around: Neighbours, constants: Constants) -> U
 
     ``shared`` says that other uses read the weight too.
     """
+    if use.unrepaired:
+        return use
     carriers = {use.node, *([use.bias.node] if use.bias is not None else []), *([use.norm.node] if use.norm is not None else [])}
     where = next(filter(None, (called_from(around.nodes[number]) for number in sorted(carriers))), "")
-    if not where or use.unrepaired:
+    if not where:
         return use
     reason = ""
     if use.norm is not None:
