@@ -112,22 +112,30 @@ def repair_point(
     notes: tuple[str, ...] = ()
     if found.unknown.any():
         notes += (f"{found.unknown.sum()} channels overflow float32 and stay as they are",)
-    gain, note = _writable(constants, point, gain)
-    if note:
+    cut = _cut(constants, point)
+    gain, note = _writable(constants, point, np.where(cut, 1.0, gain))
+    if note or (cut & ~found.dead).any():
         shift = np.where(found.unknown, 0.0, target.mean - gain * current.mean)
-        notes += (note,)
+        notes += (note,) if note else ()
     added = affine.write_affine(constants, point, gain, shift)
     _tell(stream, constants, point, gain, shift)
     outcome = Outcome(
         point,
         rule if rule != "bn" else "channel" if point.norm is not None else "bn (folded)",
         (float(gain.min()), float(gain.max())),
-        int(found.dead.sum()),
+        int((found.dead | cut).sum()),
         variance_error(target, current),
         variance_error(target, current.affine(gain, shift)),
         notes,
     )
     return outcome, added
+
+
+def _cut(constants: Constants, point: Point) -> NDArray[np.bool_]:
+    """True for the channels that no weight is left of, bool (C,): runtimes that compute with integers give them noise, not zeros."""
+    if point.norm is not None or point.layer is None or point.use is None:
+        return np.zeros(point.channels, np.bool_)
+    return np.isinf(gains.highest(constants.read(point.use.seen), point.use))
 
 
 def _writable(constants: Constants, point: Point, gain: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:

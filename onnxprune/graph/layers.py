@@ -136,6 +136,7 @@ def _use(entry: _Met, around: Neighbours, constants: Constants) -> Use:
         unrepaired=f"it is inside the {scope.where}",
         scope=entry.place,
         outer=scope.outer,
+        seen=entry.weight.weight,
     )
 
 

@@ -53,6 +53,8 @@ class Use:
     """The number of the scope whose node it is: 0 for the main graph, above for bodies."""
     outer: int = -1
     """The number of the main graph's node that holds that body; the node itself in the main graph."""
+    seen: str = ""
+    """The weight as this node reads it; it may be turned against what another use of the layer reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,22 @@ def use_of(number: int, found: Weight, around: Neighbours, constants: Constants)
     group = int(attributes["group"].i) if "group" in attributes else 1
     channels = shape[found.axis] * (group if node.op_type == "ConvTranspose" else 1)
     output = next(filter(None, node.output), "")
-    plain = Use(number, node.op_type, output, found.output_axis, channels, found.axis, group, None, None, None, found.unrepaired, 0, number)
+    plain = Use(
+        number,
+        node.op_type,
+        output,
+        found.output_axis,
+        channels,
+        found.axis,
+        group,
+        None,
+        None,
+        None,
+        found.unrepaired,
+        0,
+        number,
+        found.weight,
+    )
     if found.unrepaired:
         return plain
     bias: Bias | None = None
