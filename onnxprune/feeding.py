@@ -1,7 +1,8 @@
 """What a model must be fed: its inputs, on which axis of each the batch is, and the batch size that they prescribe.
 
 The batch is on axis 0 unless the model says otherwise: by the name of a dimension that all inputs have, such as N or batch, or, with
-several inputs, by the only name that all have. A scalar input has no batch; it takes one number for all samples of a batch.
+several inputs, by the only name that all have, or by the only free dimension of an input whose axis 0 is fixed. A scalar input has no
+batch; it takes one number for all samples of a batch. An input whose dimensions are all fixed may be given once for all samples.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Axes:
 
     inputs: Mapping[str, int | None]
     outputs: Mapping[str, int]
+    fixed: frozenset[str] = frozenset()
+    """Inputs without a free dimension."""
 
     def gathered(self, arrays: Arrays) -> Arrays:
         """Arrays laid out as the model takes them, with their samples on axis 0; a number for a scalar input is repeated."""
@@ -38,9 +41,16 @@ class Axes:
             name: np.moveaxis(value, self.inputs.get(name) or 0, 0) if np.ndim(value) > (self.inputs.get(name) or 0) else value
             for name, value in arrays.items()
         }
-        count = next((len(value) for name, value in moved.items() if np.ndim(value) and self.inputs.get(name, 0) is not None), 1)
-        alone = {name for name, value in moved.items() if name in self.inputs and self.inputs[name] is None and np.size(value) == 1}
-        return moved | {name: np.full(count, np.reshape(moved[name], ()), np.asarray(moved[name]).dtype) for name in alone}
+        whole = {name: np.reshape(value, 1) if np.ndim(value) == 0 else value for name, value in moved.items()}
+        count = max((len(value) for value in whole.values()), default=0)
+        return {name: self._repeated(name, value, count) for name, value in whole.items()}
+
+    def _repeated(self, name: str, value: NDArray[Any], count: int) -> NDArray[Any]:
+        """The array as often as it takes to have ``count`` samples, if it may be given once for all."""
+        alone = name in self.inputs and (self.inputs[name] is None or name in self.fixed)
+        if not alone or not 0 < len(value) < count or count % len(value):
+            return value
+        return np.resize(value, (count, *value.shape[1:]))
 
     def laid_out(self, batches: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Batches with the samples on axis 0 as the model takes them.
@@ -73,10 +83,15 @@ def axes_of(model: onnx.ModelProto) -> Axes:
     pick = next((mark for mark in common if BATCH.fullmatch(mark)), "")
     if not pick and len(common) == 1 and len(named) > 1:
         pick = common[0]
+    axes = {name: named[name].index(pick) if pick else 0 for name in named}
+    free = {name: [at for at, dim in enumerate(dims) if dim.dim_value <= 0] for name, dims in inputs.items()}
+    if not pick and any(0 in places for places in free.values()):
+        axes |= {name: places[0] for name, places in free.items() if len(places) == 1 and inputs[name][0].dim_value > 1}
     outputs = {value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in model.graph.output}
     return Axes(
-        {name: None if not len(dims) else named[name].index(pick) if pick else 0 for name, dims in inputs.items()},
+        {name: axes.get(name) for name in inputs},
         {name: dims.index(pick) if pick and dims.count(pick) == 1 else 0 for name, dims in outputs.items()},
+        frozenset(name for name, places in free.items() if not places),
     )
 
 

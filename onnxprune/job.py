@@ -119,5 +119,5 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
                 handle.flush()
                 os.fsync(handle.fileno())  # a full disk shows here, before the model takes its name
 
-        files.save(result.model, job.target, external=result.external, sealed=sealed)
+        files.save(result.model, job.target, external=result.external, places=result.places, sealed=sealed)
     return report

@@ -7,7 +7,7 @@ changed; the repaired one is a copy of it in which named tensors have new values
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.errors import GateError, UsageError
 from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
-from onnxprune.graph import affine
 from onnxprune.graph import model as files
 from onnxprune.graph.inlining import inlined, restored
+from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, judge
 from onnxprune.masking import Masked, apply_masks
 from onnxprune.options import Options
@@ -38,15 +38,16 @@ Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files."""
+    """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files, ``places`` which in which."""
 
     model: onnx.ModelProto
     report: Report
     external: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Write the model in one rename and return the files; see onnxprune.graph.model.save."""
-        return files.save(self.model, Path(path), external=self.external)
+        return files.save(self.model, Path(path), external=self.external, places=self.places)
 
 
 def prune(
@@ -114,7 +115,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     _gate(options, agreement)
     changes = masked.constants.changes
     product = restored(given, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
-    return Result(product, report, loaded is not None and loaded.external)
+    kept = files.Loaded(given, ()) if loaded is None else loaded
+    return Result(product, report, kept.external, kept.places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +188,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
     reached = touched(masked.model, pruned)
     points = [
         point
-        for point in affine.points(masked.found)
+        for point in points_of(masked.found)
         if point.dense_tensor in reached or (options.repair == "bn" and point.kind == "batchnorm")
     ]
     if not points:

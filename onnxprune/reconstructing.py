@@ -23,9 +23,10 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import affine, geometry, layers
-from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join, join_of
+from onnxprune.graph.points import Point
+from onnxprune.graph.points import points as points_of
 from onnxprune.graph.tensors import Constants
 from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
@@ -60,10 +61,10 @@ def reconstruct_in_order(
     """
     model = constants.model
     original = Constants(dense)
-    points = affine.points(layers.find(model, include))
+    points = points_of(layers.find(model, include))
     solvable = [point for point in points if point.dense_tensor in reached and isinstance(_shape(constants, point), Geometry)]
     affine.insert(model, affine.give_biases(constants, solvable))
-    points = [point for point in affine.points(layers.find(model, include)) if point.dense_tensor in reached]
+    points = [point for point in points_of(layers.find(model, include)) if point.dense_tensor in reached]
     shapes = {id(point): _shape(constants, point) for point in points}
     by = readers(model)
     joins = {id(point): join_of(model, constants, by, point.dense_tensor, point.use.node) for point in points if point.use is not None}

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import geometry
-from onnxprune.graph.affine import Point
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join
+from onnxprune.graph.points import Point
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.targets import moved, with_targets
 from onnxprune.runtime.grams import Piece, joined, moments, moved_moments

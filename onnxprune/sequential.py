@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import affine, gains, stages
-from onnxprune.graph.affine import Point
 from onnxprune.graph.layers import Layer
+from onnxprune.graph.points import Point
 from onnxprune.graph.probes import Probe
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments

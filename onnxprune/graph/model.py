@@ -11,21 +11,19 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import external as external_data
+from onnxprune.graph.external import groups_of, locations, places_of
 from onnxprune.graph.walk import stored
-
-# Tensors below this size stay inside the model file when external data is written, as onnx.save does.
-EXTERNAL_MIN = 1024
-PROTO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +32,8 @@ class Loaded:
 
     model: onnx.ModelProto
     files: tuple[Path, ...]
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Initializer -> the file that it came from, for those that are not in the model file."""
 
     @property
     def external(self) -> bool:
@@ -62,7 +62,8 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: not an ONNX file, or cut off ({len(data)} bytes do not parse)") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model ({len(data)} bytes hold no graph); is the file complete?")
-    names = _locations(model)
+    names = locations(model)
+    places = places_of(model)
     try:
         load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # FileNotFoundError, ValidationError, ValueError: all mean the data cannot be had
@@ -70,26 +71,13 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: external data cannot be loaded: {text}; keep the data files beside the model") from None
     for tensor in stored(model):
         check_complete(tensor, path)
-    return Loaded(model, (path, *(path.parent / name for name in names)))
-
-
-def _locations(model: onnx.ModelProto) -> list[str]:
-    """The files that hold the external data of a model, in order of first use."""
-    return list(
-        dict.fromkeys(
-            entry.value
-            for tensor in stored(model)
-            if uses_external_data(tensor)
-            for entry in tensor.external_data
-            if entry.key == "location"
-        )
-    )
+    return Loaded(model, (path, *(path.parent / name for name in names)), places)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The model file and the files of its external data."""
     model = onnx.load(str(path), load_external_data=False)
-    return (path, *(path.parent / name for name in _locations(model)))
+    return (path, *(path.parent / name for name in locations(model)))
 
 
 def check_complete(tensor: onnx.TensorProto, path: Path) -> None:
@@ -128,26 +116,31 @@ def save(
     path: Path,
     *,
     external: bool,
+    places: Mapping[str, str] | None = None,
     sealed: Callable[[tuple[Path, ...]], None] = lambda files: None,
 ) -> tuple[Path, ...]:
     """The files written: the model and, with external data, its data file. The target changes in one rename.
 
-    External data is also used when the model is over protobuf's 2 GiB. ``sealed`` is called with the complete files, the
-    model's still under its temporary name, right before that rename; what it raises leaves the target as it was.
+    External data is also used when the model is over protobuf's 2 GiB. ``places`` (Loaded.places) keeps what was in one file together, and
+    the rest in the model; without it, or where the rest is too large, there is one data file. ``sealed`` is called with the complete
+    files, the model's still under its temporary name, right before that rename; what it raises leaves the target as it was.
 
     Raises:
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    external = external or model.ByteSize() > PROTO_LIMIT
+    external = external or model.ByteSize() > external_data.PROTO_LIMIT
     old_data = _own_data_files(path)
     written: tuple[Path, ...] = (path,)
-    if external:
-        data_path, slim = _write_data(model, path)
-        written = (path, data_path)
-    else:
-        slim = model
+    groups = groups_of(model, places or {}) if external else []
+    slim = model
     try:
-        payload = slim.SerializeToString(deterministic=True)
+        if groups:
+            slim = onnx.ModelProto()
+            slim.CopyFrom(model)
+        for group in groups:
+            data_path = _write_data([slim.graph.initializer[number] for number in group], path)
+            written = (*written, *([data_path] if data_path not in written else []))
+        payload = _payload(slim)
         with replacing(path) as handle:
             handle.write(payload)
             handle.flush()
@@ -162,6 +155,11 @@ def save(
     return written
 
 
+def _payload(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model, the same for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def _own_data_files(path: Path) -> set[Path]:
     """Data files that an earlier save of the same target left beside it."""
     pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
@@ -171,34 +169,26 @@ def _own_data_files(path: Path) -> set[Path]:
         return set()
 
 
-def _write_data(model: onnx.ModelProto, path: Path) -> tuple[Path, onnx.ModelProto]:
-    """The data file's path, and a copy of the model that refers to it."""
-    slim = onnx.ModelProto()
-    slim.CopyFrom(model)
+def _write_data(tensors: Sequence[onnx.TensorProto], path: Path) -> Path:
+    """The path of the data file with the tensors' values; the tensors refer to it from now on."""
     places: list[tuple[onnx.TensorProto, int, int]] = []
     digest = hashlib.sha256()
     offset = 0
-
-    def fill(handle: IO[bytes]) -> None:
-        nonlocal offset
-        for tensor in slim.graph.initializer:
-            if not tensor.HasField("raw_data") or len(tensor.raw_data) < EXTERNAL_MIN:
-                continue
-            pad = b"\0" * (-offset % 4096)  # aligned, so that runtimes can map it
-            handle.write(pad + tensor.raw_data)
-            digest.update(pad + tensor.raw_data)
-            places.append((tensor, offset + len(pad), len(tensor.raw_data)))
-            offset += len(pad) + len(tensor.raw_data)
 
     def name() -> Path:
         return path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
 
     with replacing(path, name) as handle:
-        fill(handle)
+        for tensor in tensors:
+            pad = b"\0" * (-offset % 4096)  # aligned, so that runtimes can map it
+            handle.write(pad + tensor.raw_data)
+            digest.update(pad + tensor.raw_data)
+            places.append((tensor, offset + len(pad), len(tensor.raw_data)))
+            offset += len(pad) + len(tensor.raw_data)
     for tensor, start, length in places:
         onnx.external_data_helper.set_external_data(tensor, name().name, start, length)
         tensor.ClearField("raw_data")
-    return name(), slim
+    return name()
 
 
 @contextlib.contextmanager

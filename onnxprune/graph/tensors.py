@@ -49,6 +49,7 @@ class Constants:
         self._views: dict[str, View] = {}
         self._makers: dict[str, tuple[Scope, onnx.NodeProto, tuple[int, ...]]] = {}
         self._steps: dict[str, View] = {}
+        self._made: dict[str, tuple[Scope, onnx.NodeProto]] = {}
         self._literal: set[str] = set()
         for scope in self.scopes:
             for tensor in scope.graph.initializer:
@@ -73,7 +74,8 @@ class Constants:
         self._views[key] = View(holder, (), tuple(tensor.dims), int(tensor.data_type))
 
     def _note(self, scope: Scope, node: onnx.NodeProto) -> None:
-        """Note what a node makes where it is a constant, or one step away from a constant."""
+        """Note what a node makes, and where it is a constant, or one step away from a constant."""
+        self._made.update((scope.prefix + name, (scope, node)) for name in node.output if name)
         if node.domain not in CORE or not node.output:
             return
         key = scope.prefix + node.output[0]
@@ -106,6 +108,23 @@ class Constants:
                 return None
             self._steps[key] = view
         return view
+
+    def folded_by(self, name: str) -> str:
+        """The operator that makes a tensor out of constants alone by more than steps; empty where it is a constant, or needs an input."""
+        end = self._chain(name)[-1]
+        if end in self._views or end not in self._made:
+            return ""
+        todo, seen = [end], set()
+        while todo:
+            key = todo.pop()
+            if key in self._views or key in seen:
+                continue
+            seen.add(key)
+            if key not in self._made or self._made[key][1].op_type.startswith("Random"):
+                return ""
+            scope, node = self._made[key]
+            todo += [scope.key(source) for source in node.input if source]
+        return str(self._made[end][1].op_type)
 
     def _sources(self, name: str) -> list[str]:
         """The names of what the maker of a tensor reads, empty for an input that is not there."""

@@ -128,9 +128,7 @@ def refuse_disorder(model: onnx.ModelProto) -> None:
     for number, node in enumerate(model.graph.node):
         late = [name for name in node.input if maker.get(name, -1) >= number]
         if late:
-            raise ModelError(
-                f"node {node.name or node.op_type!r} reads {late[0]!r}, which a later node makes; sort the nodes (graphsurgeon's toposort)"
-            )
+            raise ModelError(f"node {node.name or node.op_type!r} reads {late[0]!r}, which a later node makes; sort the nodes")
 
 
 def opset_of(model: onnx.ModelProto) -> int:

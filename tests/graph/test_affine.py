@@ -9,8 +9,9 @@ from models import build, node, rand, run
 from onnx import TensorProto, helper
 
 from onnxprune.graph import layers
-from onnxprune.graph.affine import Point, insert, normalisation, points, write_affine, write_statistics
+from onnxprune.graph.affine import insert, normalisation, write_affine, write_statistics
 from onnxprune.graph.gains import scaled
+from onnxprune.graph.points import Point, points
 from onnxprune.graph.tensors import Constants
 
 # float32 sums of up to some 50 products of size ~1, times a gain of up to ~3: 50 * 3 * 2^-24 ~ 1e-5, with room for the BatchNorms'

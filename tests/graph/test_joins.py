@@ -9,8 +9,8 @@ from models import build, node, parse
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import layers
-from onnxprune.graph.affine import points
 from onnxprune.graph.joins import Join, join_of
+from onnxprune.graph.points import points
 from onnxprune.graph.tensors import Constants
 from onnxprune.graph.walk import readers
 

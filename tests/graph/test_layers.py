@@ -336,7 +336,7 @@ def test_weights_that_are_none():
         "vector": "the weight is a vector",
         "constant": "both sides are constants",
         "gemm": "the weight is computed at run time",
-        "behind Neg": "both sides are computed at run time",
+        "behind Neg": "the weight is made of constants by Neg; fold them first",
         "ein": "all sides are computed at run time",
         "lstm": "W: the weight is computed at run time",
     }

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import external as external_data
 from onnxprune.graph import model as files
 from onnxprune.graph.model import Loaded, check_complete, check_writable, files_of, load, save
 
@@ -290,13 +291,10 @@ def test_a_failing_system_call_leaves_everything_as_it_was(tmp_path, monkeypatch
 
 
 def test_a_model_that_does_not_serialize_leaves_no_data_file(tmp_path, monkeypatch):
-    plain = files._write_data
+    def huge(model):
+        raise ValueError("over 2 GiB")
 
-    class Huge:
-        def SerializeToString(self, **_):  # noqa: N802
-            raise ValueError("over 2 GiB")
-
-    monkeypatch.setattr(files, "_write_data", lambda model, path: (plain(model, path)[0], Huge()))
+    monkeypatch.setattr(files, "_payload", huge)
     with pytest.raises(ValueError, match="over 2 GiB"):
         save(net(), tmp_path / "net.onnx", external=True)
     assert names(tmp_path) == []
@@ -355,5 +353,28 @@ def test_check_writable_leaves_nothing(tmp_path):
 
 
 def test_a_model_over_protobufs_limit_becomes_external(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PROTO_LIMIT", 4096)
+    monkeypatch.setattr(external_data, "PROTO_LIMIT", 4096)
     assert len(save(net(), tmp_path / "net.onnx", external=False)) == 2
+
+
+def test_data_of_several_files_stays_in_several_files(tmp_path):
+    """What was in one file stays together, what was in the model stays there, whatever its size."""
+    model = onnx.ModelProto(ir_version=8)
+    model.opset_import.add(version=21)
+    model.graph.node.append(node("Relu", ["x"], ["y"]))
+    homes = {"a": "one.bin", "b": "two.bin", "c": "one.bin", "d": ""}
+    (tmp_path / "in").mkdir()
+    for number, (name, home) in enumerate(homes.items()):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(600, number, np.float32), name))
+        if home:
+            onnx.external_data_helper.set_external_data(model.graph.initializer[-1], home)
+    onnx.save(model, tmp_path / "in" / "net.onnx")
+    loaded = load(tmp_path / "in" / "net.onnx")
+    assert loaded.places == {name: home for name, home in homes.items() if home}
+    written = save(loaded.model, tmp_path / "net.onnx", external=loaded.external, places=loaded.places)
+    assert len(written) == 3
+    again = load(tmp_path / "net.onnx")
+    assert "d" not in again.places and again.places["a"] == again.places["c"] != again.places["b"]
+    assert [numpy_helper.to_array(tensor)[0] for tensor in again.model.graph.initializer] == [0, 1, 2, 3]
+    save(loaded.model, tmp_path / "net.onnx", external=False)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["net.onnx"]

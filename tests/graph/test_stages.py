@@ -11,6 +11,7 @@ from models import build, node, parse, rand, run
 from onnx import TensorProto, helper
 
 from onnxprune.graph import affine, layers, stages
+from onnxprune.graph.points import points
 from onnxprune.graph.probes import Probe
 from onnxprune.graph.stages import plan
 from onnxprune.graph.tensors import Constants
@@ -180,7 +181,7 @@ def test_parameters_ahead_of_the_walk_may_change():
 
 def repair_all(model, batches, rng, *, kind=TensorProto.FLOAT):
     """Bend every point of a model as the sequential repair does; the model at the end, run whole, has what the walk has seen."""
-    found = affine.points(layers.find(model))
+    found = points(layers.find(model))
     constants = Constants(model)
     walker = Stream(model, batches, [point.tensor for point in found], CPU)
     seen, added = [], []

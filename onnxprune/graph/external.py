@@ -1,0 +1,44 @@
+"""Which tensors of a model are kept outside of it, in which files, and which shall be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx.external_data_helper import uses_external_data
+
+from onnxprune.graph.walk import stored
+
+# Tensors below this size stay inside the model file when external data is written, as onnx.save does.
+EXTERNAL_MIN = 1024
+PROTO_LIMIT = 2**31 - 1
+
+
+def locations(model: onnx.ModelProto) -> list[str]:
+    """The files that hold the external data of a model, in order of first use."""
+    return list(dict.fromkeys(entry.value for tensor in stored(model) if uses_external_data(tensor) for entry in _location(tensor)))
+
+
+def _location(tensor: onnx.TensorProto) -> list[onnx.StringStringEntryProto]:
+    """The entry that names the file of a tensor."""
+    return [entry for entry in tensor.external_data if entry.key == "location"]
+
+
+def groups_of(model: onnx.ModelProto, places: Mapping[str, str]) -> list[list[int]]:
+    """The numbers of the initializers that go into each data file."""
+    raw = [number for number, tensor in enumerate(model.graph.initializer) if tensor.HasField("raw_data") and tensor.raw_data]
+    groups: dict[str, list[int]] = {}
+    for number in raw:
+        name = model.graph.initializer[number].name
+        if name in places:
+            groups.setdefault(places[name], []).append(number)
+    inside = model.ByteSize() - sum(len(model.graph.initializer[number].raw_data) for group in groups.values() for number in group)
+    if groups and inside < PROTO_LIMIT:
+        return list(groups.values())
+    large = [number for number in raw if len(model.graph.initializer[number].raw_data) >= EXTERNAL_MIN]
+    return [large] if large else []
+
+
+def places_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Initializer -> the file that it is in, for those outside the model."""
+    return {tensor.name: entry.value for tensor in model.graph.initializer if uses_external_data(tensor) for entry in _location(tensor)}
