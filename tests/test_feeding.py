@@ -79,6 +79,6 @@ def test_time_before_batch_is_the_batch_before_time():
     for shape, given in ((["N", 5, 4], samples), ([5, "N", 4], np.ascontiguousarray(samples.transpose(1, 0, 2)))):
         model = build(nodes, {"w": w, "v": v}, {"x": shape}, ["y"])
         reports.append(onnxprune.prune(model, given, sparsity=0.5, repair="channel", device="cpu").report)
-    assert [report.calibration.count for report in reports] == [20, 20]
+    assert [report.calibration.available for report in reports] == [20, 20]
     assert [entry.kept for entry in reports[0].layers] == [entry.kept for entry in reports[1].layers]
     assert reports[0].agreement.score == pytest.approx(reports[1].agreement.score, abs=0.02)
