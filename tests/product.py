@@ -87,9 +87,9 @@ def stored(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
         prefix = f"{function.domain}.{function.name}/"
         yield from _of_nodes(function.node, prefix)
         for node in function.node:
-            for body in walk.bodies(node):
+            for which, body in walk.named_bodies(node):
                 for scope in walk.scopes(body):
-                    inner = f"{prefix}{walk.label(node)}/{scope.prefix}"
+                    inner = f"{prefix}{walk.label(node)}.{which}/{scope.prefix}"
                     yield from ((inner + tensor.name, tensor) for tensor in scope.graph.initializer)
                     yield from _of_nodes(scope.nodes, inner)
 

@@ -208,6 +208,54 @@ def test_a_batch_of_matrices():
         assert layer_of(result, "batched").repair != "none" or repair == "none"
 
 
+def test_a_matrix_times_a_vector():
+    """The output is a vector: its channels are its only axis."""
+    nodes = [
+        node("MatMul", ["x", "w1"], ["a"], name="first"),
+        node("ReduceMean", ["a", "zero"], ["mean"], keepdims=0),
+        node("MatMul", ["w3", "mean"], ["v"], name="left"),
+        node("Add", ["a", "v"], ["h"]),
+        *tail(),
+    ]
+    constants = {"w1": rand(RNG, 8, 6), "w3": rand(RNG, 6, 6), "zero": np.array([0])} | second(6)
+    model = build(nodes, constants, {"x": ["N", 8]}, ["y"])
+    for repair, result in every_way(model, {"x": rows(8)}).items():
+        entry = layer_of(result, "left")
+        assert entry.channels == 6 and (entry.repair != "none" or repair == "none")
+
+
+def test_a_function_in_a_body_and_a_body_in_a_function():
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20, "loc" : 1]>
+        g (float[N,4] x) => (float[N,3] y) <float[4,3] w2 = {1,-2,3,4,-5,6,7,8,-9,10,-11,12}, bool c = {1}> {
+          a = If(c) <
+            then_branch = t () => (float[N,4] u) { u = loc.f(x) },
+            else_branch = e () => (float[N,4] v) { v = loc.g(x, c) }>
+          y = MatMul(a, w2)
+        }
+        <domain: "loc", opset_import: ["" : 20]> f (a) => (d) {
+          k = Constant<value = float[4,4] {1,2,-3,4,-5,6,7,8,9,-1,2,3,4,5,-6,7}>()
+          d = MatMul(a, k)
+        }
+        <domain: "loc", opset_import: ["" : 20]> g (x, c) => (a) {
+          a = If(c) <
+            then_branch = t () => (float[N,4] u) {
+              k = Constant<value = float[4,4] {1,2,-3,4,-5,6,7,8,9,-1,2,3,4,5,-6,7}>()
+              u = MatMul(x, k)
+            },
+            else_branch = e () => (float[N,4] v) <float[4,4] q = {1,2,3,4,5,6,7,8,-9,10,-11,12,13,-14,15,16}> {
+              k = Constant<value = float[4,4] {4,2,-3,4,-5,6,7,8,9,-1,2,3,4,5,-6,9}>()
+              p = MatMul(x, k)
+              v = MatMul(p, q)
+            }>
+        }"""
+    )
+    for repair, result in every_way(model, {"x": rows(4)}, alloc="uniform").items():
+        held = {entry.weight: entry for entry in result.report.layers}
+        assert set(held) == {"loc.f/k", "loc.g/a.then_branch/k", "loc.g/a.else_branch/k", "loc.g/a.else_branch/q", "w2"}, repair
+        assert all(entry.kept == entry.weights // 2 for entry in held.values())
+
+
 def test_deform_conv():
     constants = {"w": rand(RNG, 6, 4, 3, 3), "o": rand(RNG, 18, 4, 3, 3) * 0.1, "ob": rand(RNG, 18), "b": rand(RNG, 6)}
     nodes = [

@@ -53,6 +53,8 @@ def geometry(node: onnx.NodeProto, use: Use, shape: tuple[int, ...]) -> Geometry
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     if use.op == "MatMul" and len(shape) != 2:
         return "its weight is a batch of matrices"
+    if use.op == "MatMul" and use.axis == -1 and use.weight_axis != len(shape) - 1:
+        return "its input is a vector"
     if use.op == "Gemm" and use.axis == -2:
         return "its weight is on Gemm's left side"
     if use.op == "Gemm" and attributes.get("transA", 0):

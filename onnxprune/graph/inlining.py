@@ -14,7 +14,7 @@ import onnx
 import onnx.inliner
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.walk import bodies, label, scopes
+from onnxprune.graph.walk import label, named_bodies, scopes
 
 SHARED = "onnxprune shared:"
 MAIN = "onnxprune main:"
@@ -107,9 +107,9 @@ def _own(function: onnx.FunctionProto) -> Iterator[tuple[str, onnx.TensorProto]]
     prefix = f"{function.domain}.{function.name}{function.overload and ':' + function.overload}/"
     yield from _constant_nodes(function.node, prefix)
     for node in function.node:
-        for body in bodies(node):
+        for which, body in named_bodies(node):
             for scope in scopes(body):
-                inner = f"{prefix}{label(node)}/{scope.prefix}"
+                inner = f"{prefix}{label(node)}.{which}/{scope.prefix}"
                 yield from ((inner + tensor.name, tensor) for tensor in scope.graph.initializer)
                 yield from _constant_nodes(scope.nodes, inner)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
+import onnx.shape_inference
 
 from onnxprune.graph.norms import Norm, norms_of
 from onnxprune.graph.tensors import Constants
@@ -107,7 +108,7 @@ def find(model: onnx.ModelProto, include: Sequence[str] = ()) -> Found:
     layers = []
     for holder, entries in met.items():
         uses = []
-        for entry in entries:
+        for entry in _turned(entries, model):
             use = with_norm(_use(entry, around, constants), around, norms)
             uses.append(bound(use, len(entries) > 1, around, constants))
         owned.update(use.norm.node for use in uses if use.norm is not None)
@@ -117,6 +118,24 @@ def find(model: onnx.ModelProto, include: Sequence[str] = ()) -> Found:
     layers.sort(key=lambda layer: layer.uses[0].outer)
     free = tuple(norm for number, norm in norms.items() if number not in owned)
     return Found(tuple(_distinct(layers)), free, tuple(skipped))
+
+
+def _turned(entries: Sequence[_Met], model: onnx.ModelProto) -> list[_Met]:
+    """What was met; a MatMul of a matrix and a vector, whose output is a vector too, has its channels on the last axis."""
+    left = [entry for entry in entries if entry.node.op_type == "MatMul" and entry.weight.output_axis == -2 and not entry.place]
+    if not left:
+        return list(entries)
+    try:
+        known = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # over 2 GiB, or shapes that do not fit: the runtime will say so
+        known = model.graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*known.input, *known.value_info) if _shaped(value)}
+    vectors = [entry for entry in left if ranks.get(entry.node.input[1]) == 1]
+    return [replace(entry, weight=replace(entry.weight, output_axis=-1)) if entry in vectors else entry for entry in entries]
+
+
+def _shaped(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"))
 
 
 def _use(entry: _Met, around: Neighbours, constants: Constants) -> Use:

@@ -44,21 +44,19 @@ def scopes(graph: onnx.GraphProto) -> list[Scope]:
     found = [Scope(graph)]
     for scope in found:  # grows on the way
         for number, node in enumerate(scope.nodes):
-            for attribute in node.attribute:
-                for index, body in enumerate(_graphs(attribute)):
-                    which = attribute.name if attribute.type == onnx.AttributeProto.GRAPH else f"{attribute.name}[{index}]"
-                    made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-                    made.update(name for child in body.node for name in child.output)
-                    found.append(
-                        Scope(
-                            body,
-                            f"{scope.prefix}{label(node)}.{which}/",
-                            f"{which.replace('_', ' ')} of {node.op_type} {label(node)!r}",
-                            number if scope.parent is None else scope.outer,
-                            scope,
-                            frozenset(made),
-                        )
+            for which, body in named_bodies(node):
+                made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+                made.update(name for child in body.node for name in child.output)
+                found.append(
+                    Scope(
+                        body,
+                        f"{scope.prefix}{label(node)}.{which}/",
+                        f"{which.replace('_', ' ')} of {node.op_type} {label(node)!r}",
+                        number if scope.parent is None else scope.outer,
+                        scope,
+                        frozenset(made),
                     )
+                )
     return found
 
 
@@ -71,6 +69,13 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The subgraphs that a node holds: the branches of If, the bodies of Loop and Scan."""
     for attribute in node.attribute:
         yield from _graphs(attribute)
+
+
+def named_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The subgraphs that a node holds, and the attributes that they are."""
+    for attribute in node.attribute:
+        one = attribute.type == onnx.AttributeProto.GRAPH
+        yield from ((attribute.name if one else f"{attribute.name}[{at}]", body) for at, body in enumerate(_graphs(attribute)))
 
 
 def _graphs(attribute: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
