@@ -43,7 +43,7 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
     found = layers.find(model, options.include)
     if not found.layers:
         why = f"; skipped {len(found.skipped)}, such as {found.skipped[0].name!r}: {found.skipped[0].reason}" if found.skipped else ""
-        raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm, MatMul or other layer with a constant weight{why}")
+        raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm or MatMul, nor another layer, with a constant weight{why}")
     chosen = selected(found.layers, options)
     fixed = fixed_sparsity(found.layers, chosen, options)
     copy = onnx.ModelProto()
