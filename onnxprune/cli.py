@@ -84,6 +84,18 @@ SAMPLES = (
     click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
 )  # fmt: skip
 
+REPAIR = (
+    click.option("--repair", type=click.Choice(REPAIRS), default=DEFAULT_REPAIR, show_default=True,
+                 help="What is done for the layers after the masks."),
+    click.option("--mirror", is_flag=True, help="Repair from each image and its mirror image, left to right: twice the samples."),
+)  # fmt: skip
+JUDGE = (
+    click.option("--holdout", default=0.2, show_default=True, metavar="F",
+                 help="Share of samples kept out of the repair, to measure agreement on."),
+    click.option("--min-agreement", type=float, metavar="A",
+                 help="Write nothing and exit with 3 when the agreement on held-out samples is below A."),
+)  # fmt: skip
+
 
 @click.group(
     cls=DefaultGroup,
@@ -112,27 +124,7 @@ def command() -> Decorator:
 @click.argument("models", nargs=-1, required=True, type=FILE, metavar="MODEL...")
 @click.option("--sparsity", type=float, metavar="S", help="Share of weights to remove, 0 <= S < 1; needed but with --pattern.")
 @click.option("--pattern", metavar="N:M", help="Keep N of every M weights along the input channels, such as 2:4, in every layer.")
-@click.option(
-    "--repair",
-    type=click.Choice(REPAIRS),
-    default=DEFAULT_REPAIR,
-    show_default=True,
-    help="What is done for the layers after the masks.",
-)
-@with_options(*ALLOCATION, *SAMPLES)
-@click.option(
-    "--holdout",
-    default=0.2,
-    show_default=True,
-    metavar="F",
-    help="Share of samples kept out of the repair, to measure agreement on.",
-)
-@click.option(
-    "--min-agreement",
-    type=float,
-    metavar="A",
-    help="Write nothing and exit with 3 when the agreement on held-out samples is below A.",
-)
+@with_options(*REPAIR, *ALLOCATION, *SAMPLES, *JUDGE)
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
 @click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")

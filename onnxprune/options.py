@@ -42,6 +42,7 @@ class Options:
     layer_sparsity: Mapping[str, float] = field(default_factory=dict)
     preprocess: Preprocess = field(default_factory=Preprocess)
     holdout: float = 0.2
+    mirror: bool = False
     seed: int = 0
     min_agreement: float | None = None
 

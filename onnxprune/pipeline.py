@@ -23,6 +23,7 @@ from onnxprune.graph.inlining import inlined, restored
 from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, judge
 from onnxprune.masking import Masked, apply_masks
+from onnxprune.mirroring import mirrored, width_axes
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.report import AgreementReport, CalibrationReport, Report
@@ -127,16 +128,25 @@ class Taken:
     split: Split
     batch_size: int
     axes: Axes
+    widths: Mapping[str, int]
+    """The axes along which images are mirrored for the repair; none without --mirror."""
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
         """The samples at ``rows``, batch by batch, as the model takes them."""
         return self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size))
 
+    def repairing(self) -> Iterator[Batch]:
+        """The batches of the repair, with mirror images if they were asked for."""
+        if not self.widths:
+            return self.batches(self.split.repair)
+        size = self.batch_size // 2 if self.batch_size % 2 == 0 else self.batch_size
+        return self.axes.laid_out(mirrored(calibration.batches(self.samples, self.split.repair, size), self.widths, self.batch_size))
+
     @property
     def report(self) -> CalibrationReport:
         """The numbers for the report."""
         repair, holdout = len(self.split.repair), len(self.split.holdout)
-        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size)
+        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, bool(self.widths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +173,7 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: flo
         samples = calibration.open_samples(paths, specs, options.preprocess)
     fixed = fixed_batch(specs)
     split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
-    return Taken(samples, split, fixed or options.batch_size, axes)
+    return Taken(samples, split, fixed or options.batch_size, axes, width_axes(specs) if options.mirror else {})
 
 
 def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
@@ -193,11 +203,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
     ]
     if not points:
         return []
-    size, rows = tools.taken.batch_size, tools.taken.split.repair
-
-    def batches() -> Iterator[Batch]:
-        return tools.taken.batches(rows)
-
+    batches = tools.taken.repairing
     if options.repair == "reconstruct":
         keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}
         with tools.clock.phase("repair"):
@@ -206,7 +212,8 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
                 dense, masked.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
             )
     with tools.clock.phase("dense statistics"):
-        tick = ticker(tools.progress, "dense statistics", -(-len(rows) // size))
+        passes = 2 if options.mirror else 1
+        tick = ticker(tools.progress, "dense statistics", -(-passes * len(tools.taken.split.repair) // tools.taken.batch_size))
         moments = dense_moments(dense, points, batches(), tools.device, tick)
     with tools.clock.phase("repair"):
         tick = ticker(tools.progress, "repair", len(points))

@@ -109,13 +109,17 @@ class FileReport:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """The samples a run used: how many were there, how many repaired the model and how many judged it."""
+    """The samples a run used: how many were there, how many repaired the model and how many judged it.
+
+    ``mirrored``: the repair had their mirror images too.
+    """
 
     paths: tuple[str, ...]
     available: int
     repair: int
     holdout: int
     batch_size: int
+    mirrored: bool
 
 
 @dataclass(frozen=True)
