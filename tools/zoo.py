@@ -1,0 +1,252 @@
+"""Prune real ONNX files from wheels and from torch's exporters, check what comes out, and write docs/zoo.md.
+
+    python tools/zoo.py                 all of it (make zoo)
+    python tools/zoo.py --only nudenet  the files whose name matches
+    python tools/zoo.py --one FILE RULE SPARSITY REPAIR   one run, its result as JSON
+
+The wheels are downloaded and unzipped, not installed. torch goes into an environment of its own, build/zoo/venv. Every run is a process
+of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)]
+
+import zoo_samples  # noqa: E402
+from invariants import check, data, loaded, weighted  # noqa: E402
+
+from onnxprune import OnnxpruneError, prune  # noqa: E402
+
+BUILD = ROOT / "build" / "zoo"
+WHEELS = (
+    "nudenet==3.4.2",
+    "magika==1.0.3",
+    "rapidocr-onnxruntime==1.4.4",
+    "silero-vad==6.2.3",
+    "basic-pitch==0.4.0",
+    "pipecat-ai==1.14.0",
+    "ddddocr==1.6.1",
+)
+TORCH = ("torch", "onnxscript", "onnx", "onnxruntime", "scikit-learn", "skl2onnx")
+RUNS = [(alloc, sparsity, repair) for alloc in ("erk", "lamp") for sparsity in (0.5, 0.9) for repair in ("channel", "reconstruct")]
+LIMIT_S, LIMIT_GB = 600, 4.0
+ONLY_ONE = ("silero_vad_half", "silero_vad_openvino_16k")
+"""Files that are left out: the same network as another of the wheel's files."""
+
+
+def fetch() -> None:
+    """Download the wheels, take the .onnx and .wav files out of them, and make the torch exports."""
+    wheels = BUILD / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    for wanted in WHEELS:
+        name, version = wanted.split("==")
+        if not list(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl")):
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "-d", str(wheels), wanted]
+            subprocess.run(pip, check=True)
+        wheel = next(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        target = BUILD / "files" / name
+        if not target.is_dir():
+            with zipfile.ZipFile(wheel) as archive:
+                inside = [entry for entry in archive.namelist() if entry.endswith((".onnx", ".wav"))]
+                archive.extractall(target, inside)
+    if not (BUILD / "files" / "torch").is_dir():
+        python = BUILD / "venv" / "bin" / "python"
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(BUILD / "venv")], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *TORCH], check=True)
+        subprocess.run([str(python), str(ROOT / "tools" / "zoo_torch.py"), str(BUILD / "files" / "torch")], check=True)
+
+
+def files() -> list[Path]:
+    """Every ONNX file, once."""
+    found: dict[bytes, Path] = {}
+    for path in sorted((BUILD / "files").rglob("*.onnx")):
+        if path.stem not in ONLY_ONE:
+            found.setdefault(path.read_bytes(), path)
+    return list(found.values())
+
+
+def one(path: Path, alloc: str, sparsity: float, repair: str) -> dict[str, Any]:
+    """One run with the invariants checked; errors are results."""
+    out: dict[str, Any] = {"file": path.name}
+    model = loaded(path)
+    samples, batch = zoo_samples.samples_of(path, model)
+    options: dict[str, Any] = {"alloc": alloc, "sparsity": sparsity, "repair": repair, "samples": 64, "batch_size": batch, "holdout": 0.25}
+    out["weighted"] = len(list(weighted(model)))
+    before = data(model)
+    start = time.perf_counter()
+    try:
+        result = prune(model, samples, **options)
+    except OnnxpruneError as error:
+        return {**out, "error": str(error), "seconds": time.perf_counter() - start}
+    report = result.report
+    out["seconds"] = time.perf_counter() - start
+    out["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    out["layers"] = [
+        [entry.name, entry.op, list(entry.shape), entry.weights, entry.kept, entry.repair, entry.variance_error_after, list(entry.notes)]
+        for entry in report.layers
+    ]
+    out["norms"] = [[entry.name, entry.op, entry.repair] for entry in report.norms]
+    out["skipped"] = [[entry.name, entry.op, entry.reason] for entry in report.skipped]
+    out["sparsity"] = report.sparsity
+    if report.agreement is not None:
+        masked, repaired = report.agreement.masked, report.agreement.repaired
+        out["measure"] = report.agreement.measure
+        out["score"] = [report.agreement.masked_score, report.agreement.score]
+        out["sqnr"] = [min(entry.sqnr_db for entry in masked), min(entry.sqnr_db for entry in repaired)]
+        out["main"] = [next(entry.sqnr_db for entry in side if entry.output == report.agreement.output) for side in (masked, repaired)]
+    assert data(model) == before, "the given model was changed"
+    try:
+        check(model, result, {name: values[:batch] for name, values in samples.items()}, options)
+    except AssertionError as error:
+        out["violation"] = str(error)[:600]
+    if repair == "channel" and alloc == "erk" and sparsity == 0.5:
+        if data(prune(model, samples, **{**options, "sparsity": 0.0}).model) != before:
+            out["violation"] = "sparsity 0 is not the identity"
+        if data(prune(model, samples, **options).model) != data(result.model):
+            out["violation"] = "the same run gives other bytes"
+    return out
+
+
+def measure(path: Path, alloc: str, sparsity: float, repair: str) -> dict[str, Any]:
+    """one() in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(path), alloc, str(sparsity), repair]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"file": path.name, "error": f"took over {LIMIT_S} s"}
+    if done.returncode:
+        return {"file": path.name, "error": f"exit {done.returncode}", "trace": done.stderr[-2000:]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """docs/zoo.md: what was found in every file, and what each run brought."""
+    names = {key.split("|")[0] for key in results}
+    lines = [
+        "# Real files",
+        "",
+        "    make zoo",
+        "",
+        "takes ONNX files out of wheels (downloaded, not installed) and exports from torch by both of its exporters, prunes each with 64 samples,",
+        "a quarter of them held out, and checks every result: it loads, passes the checker, has the same signature, the counts are exact, only",
+        "named tensors changed, every node with a weight is a layer or skipped with a reason, and sparsity 0 is the identity. This page is what it",
+        f"wrote, on one core ({', '.join(f'{name} {value}' for name, value in versions().items())}).",
+        "",
+        "Wheels: " + ", ".join(WHEELS) + ".",
+        "",
+        "## What was found",
+        "",
+        "Weighted nodes are counted apart from the engine: nodes that read a constant weight, through any operators that fold. Repaired are the",
+        "layers whose channels were matched (`--repair channel`); seconds and peak memory are the largest of the file's runs.",
+        "",
+        "| file | weighted nodes | layers pruned | repaired | norms repaired | skipped, with the reasons | seconds | peak GB |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for name in sorted(names):
+        runs = {key: run for key, run in results.items() if key.split("|")[0] == name}
+        good = [run for run in runs.values() if "layers" in run]
+        if not good:
+            lines.append(f"| {name} | | | | | {next(iter(runs.values()))['error']} | | |")
+            continue
+        first = next((run for key, run in runs.items() if key.endswith("channel") and "layers" in run), good[0])
+        reasons: dict[str, int] = {}
+        for _, _, reason in first["skipped"]:
+            reasons[reason] = reasons.get(reason, 0) + 1
+        told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items()) or "none"
+        repaired = sum(layer[5] != "none" for layer in first["layers"])
+        seconds, peak = max(run["seconds"] for run in good), max(run["peak_gb"] for run in good)
+        lines.append(
+            f"| {name} | {first['weighted']} | {len(first['layers'])} | {repaired} | {len(first['norms'])} | {told} | {seconds:.1f} | {peak:.2f} |"
+        )
+    lines += [
+        "",
+        "## What the repair brings",
+        "",
+        "Agreement of the first output with classes (top-1), else cosine, on 16 held-out samples; and SQNR in dB of that output: with masks alone,",
+        "repaired by `channel`, and by `reconstruct`.",
+        "",
+        "| file | allocation | sparsity | measure | masks alone | channel | reconstruct | SQNR masks | SQNR channel | SQNR reconstruct |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in sorted(names):
+        for alloc in ("erk", "lamp"):
+            for sparsity in (0.5, 0.9):
+                pair = [results.get(f"{name}|{alloc}|{sparsity}|{repair}", {}) for repair in ("channel", "reconstruct")]
+                if not any("score" in run for run in pair):
+                    continue
+                first = next(run for run in pair if "score" in run)
+                cells = [f"{first['score'][0]:.3f}", *(f"{run['score'][1]:.3f}" if "score" in run else "error" for run in pair)]
+                cells += [f"{first['main'][0]:.1f}", *(f"{run['main'][1]:.1f}" if "main" in run else "error" for run in pair)]
+                lines.append(f"| {name} | {alloc} | {sparsity} | {first['measure']} | {' | '.join(cells)} |")
+    troubles = [
+        f"- {key.replace('|', ', ')}: {run.get('error') or run.get('violation')}"
+        for key, run in sorted(results.items())
+        if "error" in run or "violation" in run
+    ]
+    lines += ["", "## Runs that failed", "", *(troubles or ["None."]), ""]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """The versions that the page rests on."""
+    import onnxruntime
+
+    return {"numpy": np.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", nargs=4)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    given = parser.parse_args()
+    if given.one:
+        path, alloc, sparsity, repair = given.one
+        print(json.dumps(one(Path(path), alloc, float(sparsity), repair)))
+        return 0
+    fetch()
+    store = BUILD / "results.json"
+    results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() and not given.fresh else {}
+    for path in files():
+        name = f"{path.relative_to(BUILD / 'files').parts[0]}/{path.stem}"
+        if not re.search(given.only, name):
+            continue
+        for alloc, sparsity, repair in RUNS:
+            run = measure(path, alloc, sparsity, repair)
+            results[f"{name}|{alloc}|{sparsity}|{repair}"] = run
+            trouble = run.get("error") or run.get("violation") or ""
+            score = " -> ".join(f"{value:.3f}" for value in run.get("score", ()))
+            sqnr = " -> ".join(f"{value:.1f}" for value in run.get("main", ()))
+            print(
+                f"{name:44s} {alloc:5s} {sparsity} {repair:12s} {len(run.get('layers', ())):3d} layers {run.get('seconds', 0):6.1f} s "
+                f"{run.get('peak_gb', 0):.2f} GB  {score}  {sqnr} dB  {trouble[:160]}",
+                flush=True,
+            )
+            if trouble.startswith("nothing to prune"):
+                break
+        store.write_text(json.dumps(results))
+    (ROOT / "docs" / "zoo.md").write_text(page(results))
+    bad = [key for key, run in results.items() if "error" in run or "violation" in run or run.get("peak_gb", 0) > LIMIT_GB]
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.exit(main())
