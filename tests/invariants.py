@@ -17,6 +17,7 @@ import onnxruntime as ort
 from networks import differences
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from zoo import COUNT, batch_of
 
 from onnxprune import Result
 from onnxprune.graph.model import load
@@ -43,8 +44,6 @@ WEIGHTED = {
 }
 # Operator -> (input of integer weights, input of their zero point).
 ZERO_POINTS = {"DequantizeLinear": (0, 2), "QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "ConvInteger": (1, 3), "MatMulInteger": (1, 3)}
-MARK = "\0"
-"""Between the scope and the name in the path of a tensor."""
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
@@ -107,9 +106,11 @@ def checked_as_before(model: onnx.ModelProto, after: onnx.ModelProto) -> None:
         onnx.checker.check_model(after, full_check=True)
 
 
-def run(model: onnx.ModelProto, feed: Feed) -> dict[str, NDArray[Any]]:
-    """The outputs that are arrays, by plain ONNX Runtime with all its optimisations."""
+def run(model: onnx.ModelProto, feed: Feed, *, plain: bool = False) -> dict[str, NDArray[Any]]:
+    """The outputs that are arrays, by ONNX Runtime with all its optimisations, or with none."""
     options = ort.SessionOptions()
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -138,8 +139,8 @@ def exact_counts(model: onnx.ModelProto, result: Result, options: Mapping[str, A
         assert abs(report.kept - (1 - options["sparsity"]) * report.weights) <= 0.5 + 1e-6
     for entry in report.layers:
         before, after = weight_of(model, entry), weight_of(result.model, entry)
-        assert before.values.shape == after.values.shape == tuple(entry.shape), entry.name
-        assert after.values.size == entry.weights
+        assert before.values.shape == after.values.shape, entry.name
+        assert after.values.size == entry.weights == int(np.prod(entry.shape)), entry.name
         assert after.nonzero == entry.nonzero, f"{entry.name}: {after.nonzero} in the file, {entry.nonzero} in the report"
         assert entry.nonzero <= entry.kept
         if entry.kept == entry.weights and entry.repair == "none" and entry.weight not in report.changes.values:
@@ -160,20 +161,21 @@ class Stored:
 
 
 def weight_of(model: onnx.ModelProto, entry: LayerReport) -> Stored:
-    """The tensor that a layer's report names."""
-    places = {path: tensor for path, tensor in tensors(model).items() if entry.weight in (path, tensor_name(path))}
-    assert len(places) >= 1, f"{entry.name}: no tensor {entry.weight}"
-    exact = places.get(entry.weight)
-    assert exact is not None or len(places) == 1, f"{entry.name}: {entry.weight} names {sorted(places)}"
-    values = np.asarray(numpy_helper.to_array(exact if exact is not None else next(iter(places.values()))))
+    """The tensor that a layer's report names: by its path, or by its name where that is one tensor's alone."""
+    held = tensors(model)
+    places = [path for path, (name, _) in held.items() if entry.weight == name]
+    path = entry.weight if entry.weight in held else places[0] if len(places) == 1 else ""
+    assert path, f"{entry.name}: {entry.weight} is the name of {len(places)} tensors"
+    name, tensor = held[path]
+    values = np.asarray(numpy_helper.to_array(tensor))
     zero: NDArray[Any] = np.zeros(1)
-    if not is_float(values) and values.dtype.name != "bfloat16":
-        zero = _zero_point(model, tensor_name(entry.weight), values)
+    if tensor.data_type not in FLOATS:
+        zero = _zero_point(model, name, values)
     return Stored(values, zero)
 
 
 def _zero_point(model: onnx.ModelProto, name: str, values: NDArray[Any]) -> NDArray[Any]:
-    held = {tensor_name(path): tensor for path, tensor in tensors(model).items()}
+    held = dict(tensors(model).values())
     for _, node in all_nodes(model):
         at, zero_at = ZERO_POINTS.get(node.op_type, (0, 0))
         if zero_at and len(node.input) > zero_at and node.input[at] == name and node.input[zero_at]:
@@ -202,7 +204,12 @@ def _nodes(nodes: Any, path: str) -> Iterator[tuple[str, onnx.NodeProto]]:
     for node in nodes:
         yield path, node
         for name, body in bodies(node):
-            yield from _nodes(body.node, f"{path}/{label(node)}.{name}")
+            yield from _nodes(body.node, inside(path, f"{label(node)}.{name}"))
+
+
+def inside(scope: str, name: str) -> str:
+    """The path of a name in a scope; the main graph has none."""
+    return f"{scope}/{name}" if scope else name
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
@@ -219,21 +226,17 @@ def label(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), "")
 
 
-def tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Every stored tensor by path: scope, MARK, name, and just the name in the main graph."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+def tensors(model: onnx.ModelProto) -> dict[str, tuple[str, onnx.TensorProto]]:
+    """Every stored tensor by path, with its name."""
+    found = {tensor.name: (tensor.name, tensor) for tensor in model.graph.initializer}
     for scope, node in all_nodes(model):
-        inside = f"{scope}{MARK}" if scope else ""
         if node.op_type == "Constant":
-            found.update({f"{inside}{node.output[0]}": entry.t for entry in node.attribute if entry.name == "value"})
-        for name, body in bodies(node):
-            found.update({f"{scope}/{label(node)}.{name}{MARK}{tensor.name}": tensor for tensor in body.initializer})
+            name = node.output[0]
+            found.update({inside(scope, name): (name, entry.t) for entry in node.attribute if entry.name == "value"})
+        for attribute, body in bodies(node):
+            below = inside(scope, f"{label(node)}.{attribute}")
+            found.update({inside(below, tensor.name): (tensor.name, tensor) for tensor in body.initializer})
     return found
-
-
-def tensor_name(path: str) -> str:
-    """The name at the end of a path."""
-    return path.rsplit(MARK, 1)[-1]
 
 
 # ---- what has changed
@@ -246,12 +249,11 @@ def unnamed_changes(before: onnx.ModelProto, after: onnx.ModelProto, changes: Ch
     old, new = tensors(before), tensors(copy)
     named = set(changes.values)
     for path in old.keys() & new.keys():
-        if path in named or tensor_name(path) in named:
-            raw = new[path].raw_data
-            kept = (old[path].name, list(old[path].dims), old[path].data_type, old[path].doc_string)
-            if kept != (new[path].name, list(new[path].dims), new[path].data_type, new[path].doc_string):
-                return [f"tensor {path}: more than its values changed ({len(raw)} bytes)"]
-            new[path].CopyFrom(old[path])
+        (name, was), (_, now) = old[path], new[path]
+        if path in named or name in named:
+            if (was.name, list(was.dims), was.data_type, was.doc_string) != (now.name, list(now.dims), now.data_type, now.doc_string):
+                return [f"tensor {path}: more than its values changed"]
+            now.CopyFrom(was)
     _undo(before.graph, copy.graph, changes)
     if before.ir_version < 4:
         _take_out(copy.graph.input, changes.initializers)
@@ -293,24 +295,23 @@ def passed_over(model: onnx.ModelProto, result: Result) -> list[str]:
     """The nodes with a constant weight that the report names neither as a layer nor as skipped."""
     report = result.report
     names = {entry.name for entry in (*report.layers, *report.skipped)}
-    weights = {tensor_name(entry.weight) for entry in report.layers}
+    weights = {entry.weight for entry in report.layers} | {entry.weight.rsplit("/", 1)[-1] for entry in report.layers}
     missing = []
     for scope, node, holders in weighted(model):
         known = label(node) in names or any(name.startswith(f"{label(node)}:") for name in names)
-        inside = bool(scope) and any(label(node) in name for name in names)
-        if not (known or inside or {tensor_name(holder) for holder in holders} & weights):
+        below = bool(scope) and any(label(node) in name for name in names)
+        if not (known or below or holders & weights):
             missing.append(f"{scope}/{node.op_type} {label(node)!r} reads {sorted(holders)[:3]}")
     return missing
 
 
 def weighted(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto, frozenset[str]]]:
-    """Every node that reads a constant weight, with its scope and the stored tensors behind the weight.
+    """Every node that reads a constant weight, with its scope and the names of the stored tensors behind the weight.
 
     Constants are folded through every operator: a weight behind Transpose, Cast or a chain of them counts.
     """
     functions = {(entry.domain, entry.name, entry.overload): entry for entry in model.functions}
-    wide = {tensor_name(path): tensor for path, tensor in tensors(model).items()}
-    yield from _weighted(model.graph, "", {}, functions, wide)
+    yield from _weighted(model.graph, "", {}, functions, dict(tensors(model).values()))
 
 
 def _weighted(graph: Any, scope: str, outer: Mapping[str, frozenset[str]], functions: Any, wide: Any) -> Iterator[Any]:
@@ -337,7 +338,7 @@ def _weighted(graph: Any, scope: str, outer: Mapping[str, frozenset[str]], funct
                 yield scope, node, env[name]
                 break
         for name, body in bodies(node):
-            yield from _weighted(body, f"{scope}/{label(node)}.{name}", env, functions, wide)
+            yield from _weighted(body, inside(scope, f"{label(node)}.{name}"), env, functions, wide)
 
 
 def _is_weight(node: onnx.NodeProto, wide: Mapping[str, onnx.TensorProto], holder: str) -> bool:
@@ -355,3 +356,82 @@ def _is_weight(node: onnx.NodeProto, wide: Mapping[str, onnx.TensorProto], holde
 def loaded(path: Any) -> onnx.ModelProto:
     """A model from a file, its external data in it."""
     return load(path).model
+
+
+# ---- what a repair does
+
+
+def unmatched(
+    model: onnx.ModelProto, result: Result, samples: Feed, batch: int, *, count: int = COUNT, tolerance: float = 0.02
+) -> list[str]:
+    """Layers whose channels do not have the dense model's variance although the report says that ``channel`` gave it to them.
+
+    Looked at from outside: both models run on the samples that repaired (there must be no holdout), and the layer's own output, or that
+    of the norm right behind it, is compared. Shared weights and layers in bodies and functions are left out.
+    """
+    graph = model.graph
+    makers = {label(node): node for node in graph.node}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    wanted: list[tuple[str, str, int]] = []
+    for entry in result.report.layers:
+        node = makers.get(entry.name)
+        told = " ".join(entry.notes)
+        if node is None or entry.repair != "channel" or entry.kept == entry.weights:
+            continue
+        if "nodes" in told or "overflow" in told or "only the shift" in told or entry.dead_channels:
+            continue
+        axis = _channel_axis(model, node)
+        if axis is None:
+            continue
+        output = node.output[0]
+        behind = readers.get(output, [])
+        while len(behind) == 1 and behind[0].op_type in ("Add", "BatchNormalization") and "BatchNormalization" in told:
+            output = behind[0].output[0]
+            behind = readers.get(output, []) if behind[0].op_type == "Add" else []
+        wanted.append((entry.name, output, axis))
+    names = [output for _, output, _ in wanted]
+    if not names:
+        return []
+    dense, pruned = (_inner(each, samples, batch, names, count) for each in (model, result.model))
+    found = []
+    for name, output, axis in wanted:
+        one, other = (side[output].astype(np.float64) for side in (dense, pruned))
+        rest = tuple(number for number in range(one.ndim) if number != axis % one.ndim)
+        was, now = one.var(axis=rest), other.var(axis=rest)
+        far = (was > 1e-8) & (np.abs(now - was) > tolerance * was)
+        if far.any():
+            worst = int(np.argmax(np.where(far, np.abs(np.log((now + 1e-12) / (was + 1e-12))), 0)))
+            found.append(f"{name}: {far.sum()} of {far.size} channels, such as {worst}: variance {was[worst]:.4g} dense, {now[worst]:.4g} repaired")
+    return found
+
+
+def _channel_axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int | None:
+    """The channels' axis in a node's output, None where there is no one axis."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 1
+    held = {name for name, _ in tensors(model).values()}
+    if node.op_type in ("Gemm", "MatMul"):
+        return -1 if node.input[0] not in held else -2
+    if node.op_type == "Einsum":
+        equation = next(entry.s.decode() for entry in node.attribute if entry.name == "equation").replace(" ", "")
+        sides, output = equation.split("->")
+        terms = sides.split(",")
+        weight = next((number for number, name in enumerate(node.input) if name in held), None)
+        if weight is not None and "." not in equation:
+            own = [each for each in terms[weight] if each in output and not any(each in t for n, t in enumerate(terms) if n != weight)]
+            return output.index(own[0]) if len(own) == 1 else None
+    return None
+
+
+def _inner(model: onnx.ModelProto, samples: Feed, batch: int, names: list[str], count: int) -> dict[str, NDArray[Any]]:
+    """Tensors inside a model over all samples; a bias that was moved into an Add gives the tensor its old name back."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
+    feeds = (batch_of(samples, start, start + batch, count) for start in range(0, count, batch))
+    parts = [run(copy, feed, plain=True) for feed in feeds]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

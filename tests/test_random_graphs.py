@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from invariants import check, check_identity, data, run
+from invariants import check, check_identity, data, run, unmatched
 from networks import model_of
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -215,6 +215,9 @@ def goes_through(model: onnx.ModelProto, options: dict[str, Any], seed: int) -> 
     check_identity(model, lambda sparsity: prune(model, samples, batch_size=BATCH, **{**options, "sparsity": sparsity}))
     again = prune(model, samples, batch_size=BATCH, **options)
     assert data(again.model) == data(result.model)
+    if options["repair"] == "channel":
+        whole = prune(model, samples, batch_size=BATCH, **{**options, "holdout": 0})
+        assert unmatched(model, whole, {"x": samples}, BATCH) == []
 
 
 PLANS = st.fixed_dictionaries(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import zoo_exports  # noqa: F401 - enters its subjects
-from invariants import check, check_identity, data
-from zoo import SUBJECTS, Subject, convnet, image
+from invariants import check, check_identity, data, loaded, run, unmatched
+from onnx import TensorProto, external_data_helper, helper
+from zoo import SUBJECTS, Subject, convnet, image, mlp, row
 
 from onnxprune import OnnxpruneError, Result, prune
 from onnxprune.numerics.allocation import ALLOCATIONS
@@ -70,6 +73,110 @@ def test_sparsity_0_and_the_same_again(name: str) -> None:
     one, other = (go(made, sparsity=0.5, repair="channel", alloc="lamp") for _ in range(2))
     assert data(one.model) == data(other.model)
     assert data(made.model) == before
+
+
+@pytest.mark.parametrize("name", rows())
+def test_a_channel_repair_gives_the_variances_back(name: str) -> None:
+    """Seen from outside: both models run on the samples, the layers' own outputs are compared."""
+    made = SUBJECTS[name]()
+    result = go(made, sparsity=0.5, repair="channel", holdout=0)
+    assert unmatched(made.model, result, made.samples, made.batch) == []
+
+
+# ---- what is left dense unless it is asked for
+
+
+def test_an_embedding_is_pruned_when_it_is_included() -> None:
+    made = SUBJECTS["embedding_stays_dense"]()
+    options = {"sparsity": 0.5, "repair": "channel", "include": ("embed", "mm", "head")}
+    result = go(made, **options)
+    check(made.model, result, made.feed(), options)
+    entry = next(entry for entry in result.report.layers if entry.name == "embed")
+    assert (entry.op, entry.weights, entry.pruned) == ("Gather", 180, True)
+    assert entry.kept < 180
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_external_data_in_several_files(tmp_path: Path, parts: int) -> None:
+    model = convnet()
+    for number, tensor in enumerate(model.graph.initializer):
+        external_data_helper.set_external_data(tensor, f"part{number % parts}.bin")
+    (tmp_path / "in").mkdir()
+    onnx.save(model, tmp_path / "in" / "m.onnx")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    assert len(before) == parts + 1
+    options = {"sparsity": 0.5, "repair": "channel"}
+    result = prune(tmp_path / "in" / "m.onnx", image(), batch_size=8, **options)
+    check(loaded(tmp_path / "in" / "m.onnx"), result, {"x": image()["x"][:8]}, options)
+    result.save(tmp_path / "out.onnx")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    again = loaded(tmp_path / "out.onnx")
+    feed = {"x": image()["x"][:8]}
+    np.testing.assert_array_equal(run(again, feed)["y"], run(result.model, feed)["y"])
+    onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+
+
+# ---- models that cannot be run: one line that says why
+
+
+def refused(model: onnx.ModelProto, samples: Any, **options: Any) -> str:
+    with pytest.raises(OnnxpruneError) as error:
+        prune(model, samples, **{"sparsity": 0.5, **options})
+    text = str(error.value)
+    assert text and "\n" not in text and "Traceback" not in text
+    return text
+
+
+def foreign() -> onnx.ModelProto:
+    model = mlp()
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    model.graph.node[2].domain, model.graph.node[2].op_type = "com.example", "Wobble"
+    return model
+
+
+def test_an_operator_that_the_runtime_lacks_is_named() -> None:
+    text = refused(foreign(), row())
+    assert "Wobble" in text and "com.example" in text
+
+
+def test_masks_need_no_runtime() -> None:
+    """Without a repair nothing runs, so that an unknown operator is no hindrance."""
+    model = foreign()
+    report = prune(model, sparsity=0.5, repair="none").report
+    assert [entry.name for entry in report.layers] == ["mm1", "mm2"]
+
+
+@pytest.mark.parametrize("version", [99, 2**31])
+def test_an_ir_version_from_the_future_is_refused(version: int) -> None:
+    model = mlp()
+    model.ir_version = version
+    text = refused(model, row())
+    assert str(version) in text and "::" not in text  # not the runtime's C++ signature
+
+
+def test_an_opset_from_the_future_is_refused() -> None:
+    model = mlp()
+    model.opset_import[0].version = 999
+    assert "999" in refused(model, row())
+
+
+def test_two_nodes_of_one_name_are_the_runtimes_to_refuse() -> None:
+    model = convnet()
+    for node in model.graph.node:
+        node.name = "node"
+    assert "node" in refused(model, image())
+    report = prune(model, sparsity=0.5, repair="none").report
+    assert len({entry.name for entry in report.layers}) == len(report.layers) == 3
+
+
+def test_an_input_that_is_a_sequence_is_refused() -> None:
+    model = mlp()
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model.graph.input[0].CopyFrom(helper.make_value_info("x", kind))
+    assert "'x'" in refused(model, row())
 
 
 @pytest.mark.slow

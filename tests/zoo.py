@@ -38,7 +38,16 @@ class Subject:
 
     def feed(self, count: int = 0) -> dict[str, Array]:
         """One batch of the samples."""
-        return {name: values[: count or self.batch] for name, values in self.samples.items()}
+        return batch_of(self.samples, 0, count or self.batch)
+
+
+def batch_of(samples: Mapping[str, Array], start: int, stop: int, count: int = COUNT) -> dict[str, Array]:
+    """The samples from ``start`` to ``stop``, along the first axis that has as many as there are; an input without one as it is."""
+    out = {}
+    for name, array in samples.items():
+        axis = next((number for number, size in enumerate(array.shape) if size == count), None)
+        out[name] = array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
+    return out
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {}
@@ -317,6 +326,36 @@ def inside_if() -> Subject:
 
 
 @subject
+def inside_if_convolution() -> Subject:
+    """Conv with a bias, BatchNormalization, and MatMul with an Add inside a branch, as silero's detector has them."""
+    body = """
+    g (float[N,3,8,8] x, bool wide) => (float[N,5] y) {
+      [stem] a = Conv <pads=[1,1,1,1]> (x, w1, b1)
+      [if] y = If (wide) <
+        then_branch = yes () => (float[N,5] p) {
+          [inner1] c = Conv (a, w2, b2)
+          [innerbn] d = BatchNormalization (c, s, t, m, v)
+          [innergap] e = GlobalAveragePool (d)
+          [innerflat] f = Flatten (e)
+          [inner2] h = MatMul (f, w3)
+          [inneradd] p = Add (h, b3)
+        },
+        else_branch = no () => (float[N,5] q) {
+          [othergap] i = GlobalAveragePool (a)
+          [otherflat] j = Flatten (i)
+          [other] q = Gemm <transB=1> (j, w4, b4)
+        }
+      >
+    }"""
+    weights = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (6, 8, 3, 3), "b2": (6,), "s": positive(1, 6), "t": (6,), "m": (6,), "v": positive(2, 6)}
+    model = net(body, weights | {"w3": (6, 5), "b3": (5,), "w4": (5, 8), "b4": (5,)})
+    branches = {entry.name: entry.g for entry in model.graph.node[-1].attribute}
+    branches["then_branch"].initializer.extend(move(model, name) for name in ("w2", "b2", "s", "t", "m", "v", "w3", "b3"))
+    branches["else_branch"].initializer.extend(move(model, name) for name in ("w4", "b4"))
+    return Subject(model, {"x": data(3, 8, 8), "wide": np.array(True)}, 4, unrepaired=3)
+
+
+@subject
 def inside_loop() -> Subject:
     body = """
     g (float[N,8] x) => (float[N,5] y) {
@@ -386,7 +425,7 @@ def local_function_with_constants() -> Subject:
     model = net(body, {"w2": (12, 5), "w": (8, 12)}, others=', "local" : 1')
     constant = helper.make_node("Constant", [], ["w"], "const_w", value=move(model, "w"))
     model.functions[0].node.insert(0, constant)
-    return Subject(model, row(), 2)
+    return Subject(model, row(), 2, unrepaired=1)
 
 
 @subject
@@ -425,7 +464,7 @@ def nested_functions() -> Subject:
     linear (i, w) => (o) {
       [mm] o = MatMul (i, w)
     }"""
-    return Subject(net(body, {"w1": (8, 12), "w2": (12, 5)}, others=', "local" : 1'), row(), 2)
+    return Subject(net(body, {"w1": (8, 12), "w2": (12, 5)}, others=', "local" : 1'), row(), 2, unrepaired=2)
 
 
 @subject
@@ -600,7 +639,7 @@ def lstm() -> Subject:
     """Sequence first, as ONNX has it, behind a Transpose."""
     text = "[t] s = Transpose <perm=[1,0,2]> (x)\n[lstm] o, hn, cn = LSTM <hidden_size=6> (s, w, r, b)\n[sq] h = Squeeze (hn, zero)"
     weights = {"w": (1, 24, 4), "r": (1, 24, 6), "b": (1, 48), "zero": np.array([0])}
-    return single(text, weights, data(5, 4), 3, width=6, image=False)
+    return single(text, weights, data(5, 4), 3, unrepaired=2, width=6, image=False)
 
 
 @subject
@@ -612,20 +651,20 @@ def lstm_both_directions_with_state() -> Subject:
     [lstm] o, hn, cn = LSTM <hidden_size=6, direction="bidirectional"> (s, w, r, b, , z, z)
     [back] h = Transpose <perm=[1,0,2]> (hn)"""
     weights = {"w": (2, 24, 4), "r": (2, 24, 6), "b": (2, 48), "two": np.array([2]), "six": np.array([6]), "nought": np.zeros((), np.float32)}
-    return single(text, weights, data(5, 4), 3, width=12, image=False)
+    return single(text, weights, data(5, 4), 3, unrepaired=2, width=12, image=False)
 
 
 @subject
 def gru() -> Subject:
     text = "[t] s = Transpose <perm=[1,0,2]> (x)\n[gru] o, hn = GRU <hidden_size=6, linear_before_reset=1> (s, w, r, b)\n[sq] h = Squeeze (hn, zero)"
     weights = {"w": (1, 18, 4), "r": (1, 18, 6), "b": (1, 36), "zero": np.array([0])}
-    return single(text, weights, data(5, 4), 3, width=6, image=False)
+    return single(text, weights, data(5, 4), 3, unrepaired=2, width=6, image=False)
 
 
 @subject
 def rnn_without_bias() -> Subject:
     text = "[t] s = Transpose <perm=[1,0,2]> (x)\n[rnn] o, hn = RNN <hidden_size=6> (s, w, r)\n[sq] h = Squeeze (hn, zero)"
-    return single(text, {"w": (1, 6, 4), "r": (1, 6, 6), "zero": np.array([0])}, data(5, 4), 3, width=6, image=False)
+    return single(text, {"w": (1, 6, 4), "r": (1, 6, 6), "zero": np.array([0])}, data(5, 4), 3, unrepaired=2, width=6, image=False)
 
 
 @subject
@@ -638,13 +677,20 @@ def einsum() -> Subject:
 def einsum_heads() -> Subject:
     """A projection into heads, as JAX and Keras attention layers write it."""
     text = '[ein] a = Einsum <equation="abc,cde->abde"> (x, w)\n[relu] h = Relu (a)'
-    return single(text, {"w": (6, 2, 3)}, data(4, 6), width=24, image=False)
+    return single(text, {"w": (6, 2, 3)}, data(4, 6), width=24, image=False, unrepaired=1)
 
 
 @subject
 def einsum_constant_first() -> Subject:
     text = '[ein] a = Einsum <equation="oi,bip->bop"> (w, x)\n[relu] h = Relu (a)'
-    return single(text, {"w": (6, 4)}, data(4, 5), width=30, image=False)
+    return single(text, {"w": (6, 4)}, data(4, 5), width=30, image=False, unrepaired=1)
+
+
+@subject
+def einsum_of_three() -> Subject:
+    """The weight is the third operand."""
+    text = '[sq] q = Mul (x, x)\n[ein] a = Einsum <equation="btc,btc,cd->btd"> (x, q, w)\n[relu] h = Relu (a)'
+    return single(text, {"w": (6, 4)}, data(4, 6), width=16, image=False)
 
 
 @subject
@@ -663,7 +709,7 @@ def qlinear_conv() -> Subject:
     [dq] h = DequantizeLinear (cq, ys, yz)"""
     scalars = {"xs": np.array(0.04, np.float32), "xz": np.array(128, np.uint8), "ys": np.array(0.05, np.float32), "yz": np.array(128, np.uint8)}
     bias = rng.integers(-50, 50, 8).astype(np.int32)
-    return single(text, {"w": whole, "ws": scale, "wz": zero, "bias": bias, **scalars}, data(3, 8, 8), width=8)
+    return single(text, {"w": whole, "ws": scale, "wz": zero, "bias": bias, **scalars}, data(3, 8, 8), width=8, unrepaired=1)
 
 
 @subject
@@ -673,7 +719,7 @@ def qlinear_matmul() -> Subject:
     [qm] cq = QLinearMatMul (xq, xs, xz, w, ws, wz, ys, yz)
     [dq] h = DequantizeLinear (cq, ys, yz)"""
     scalars = {"xs": np.array(0.04, np.float32), "xz": np.array(128, np.uint8), "ys": np.array(0.05, np.float32), "yz": np.array(128, np.uint8)}
-    return single(text, {"w": np.clip(whole, 0, 255), "ws": scale, "wz": zero, **scalars}, data(8), width=12, image=False)
+    return single(text, {"w": np.clip(whole, 0, 255), "ws": scale, "wz": zero, **scalars}, data(8), width=12, unrepaired=1, image=False)
 
 
 @subject
@@ -685,7 +731,7 @@ def matmul_integer() -> Subject:
     [cast] f1 = Cast <to=1> (m)
     [sc] s = Mul (xs, ws)
     [out] h = Mul (f1, s)"""
-    return single(text, {"w": whole, "ws": scale, "wz": zero}, data(8), width=12, image=False)
+    return single(text, {"w": whole, "ws": scale, "wz": zero}, data(8), width=12, unrepaired=1, image=False)
 
 
 @subject
@@ -696,14 +742,13 @@ def conv_integer() -> Subject:
     [cast] f1 = Cast <to=1> (m)
     [sc] s = Mul (xs, ws)
     [out] h = Mul (f1, s)"""
-    return single(text, {"w": whole, "ws": scale, "wz": zero}, data(3, 8, 8), width=8)
+    return single(text, {"w": whole, "ws": scale, "wz": zero}, data(3, 8, 8), width=8, unrepaired=1)
 
 
 @subject
 def deform_conv() -> Subject:
     text = "[off] o = Conv <pads=[1,1,1,1]> (x, wo)\n[dc] h = DeformConv <pads=[1,1,1,1]> (x, w, o)"
-    model = single(text, {"wo": (18, 3, 3, 3), "w": (8, 3, 3, 3)}, data(3, 6, 6), width=8, opset=19, skipped=("DeformConv",))
-    return model
+    return single(text, {"wo": (18, 3, 3, 3), "w": (8, 3, 3, 3)}, data(3, 6, 6), 3, width=8, opset=19)
 
 
 # ---- normalisations
@@ -940,6 +985,39 @@ def layers_below_a_sequence() -> Subject:
 
 
 @subject
+def scalar_input() -> Subject:
+    """A temperature that is one number for the whole batch."""
+    body = """
+    g (float[N,8] x, float temperature) => (float[N,5] y) {
+      [mm1] a = MatMul (x, w1)
+      [act] b = Relu (a)
+      [mm2] c = MatMul (b, w2)
+      [div] d = Div (c, temperature)
+      [soft] y = Softmax <axis=-1> (d)
+    }"""
+    return Subject(net(body, {"w1": (8, 12), "w2": (12, 5)}), {"x": data(8), "temperature": np.array(0.5, np.float32)}, 2)
+
+
+@subject
+def state_with_the_batch_on_axis_1() -> Subject:
+    """silero's detector: samples on axis 0 of one input, on axis 1 of the recurrent state."""
+    body = """
+    g (float[N,8] x, float[2,N,6] state) => (float[N,3] y, float[2,N,6] next) {
+      [mm1] a = MatMul (x, w1)
+      [relu] b = Relu (a)
+      [seq] s = Unsqueeze (b, zero)
+      [split] h0, c0 = Split <axis=0, num_outputs=2> (state)
+      [lstm] o, hn, cn = LSTM <hidden_size=6> (s, w, r, lb, , h0, c0)
+      [next] next = Concat <axis=0> (hn, cn)
+      [sq] h = Squeeze (hn, zero)
+      [head] y = Gemm <transB=1> (h, wh, bh)
+    }"""
+    weights = {"w1": (8, 4), "w": (1, 24, 4), "r": (1, 24, 6), "lb": (1, 48), "zero": np.array([0]), "wh": (3, 6), "bh": (3,)}
+    state = np.ascontiguousarray(0.1 * data(2, 6).transpose(1, 0, 2))
+    return Subject(net(body, weights), {"x": data(8), "state": state}, 4, unrepaired=2)
+
+
+@subject
 def batch_on_axis_1() -> Subject:
     """A recurrent net that takes (time, batch, features)."""
     body = """
@@ -949,4 +1027,4 @@ def batch_on_axis_1() -> Subject:
       [head] y = Gemm <transB=1> (h, wh, bh)
     }"""
     weights = {"w": (1, 24, 4), "r": (1, 24, 6), "b": (1, 48), "zero": np.array([0]), "wh": (3, 6), "bh": (3,)}
-    return Subject(net(body, weights), {"x": np.ascontiguousarray(data(5, 4).transpose(1, 0, 2))}, 3)
+    return Subject(net(body, weights), {"x": np.ascontiguousarray(data(5, 4).transpose(1, 0, 2))}, 3, unrepaired=2)

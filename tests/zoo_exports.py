@@ -161,7 +161,7 @@ def tts_like() -> Subject:
     weights = {"table": (20, 8), "w1": (8, 8, 3), "s": positive(1, 8), "t": (8,), "wg": (8, 4), "bg": (8,), "two": np.array([2])}
     weights |= {"lw": (2, 20, 8), "lr": (2, 20, 5), "lb": (2, 40), "joined": np.array([0, 10, -1])}
     weights |= {"wu": (10, 6, 4), "bu": (6,), "wv": (6, 1, 4), "bv": (1,)}
-    return Subject(net(body, weights), {"ids": tokens(6, high=20), "style": data(4)}, 6, ("embedding",))
+    return Subject(net(body, weights), {"ids": tokens(6, high=20), "style": data(4)}, 6, ("embedding",), unrepaired=2)
 
 
 @subject
@@ -308,12 +308,12 @@ def quantized_qdq_by_channel() -> Subject:
 @subject
 def quantized_operators() -> Subject:
     """QLinearConv and com.microsoft's QGemm."""
-    return Subject(_quantized(convnet(), image(), form="qoperator", by_channel=False), image(), 2, ("QGemm",))
+    return Subject(_quantized(convnet(), image(), form="qoperator", by_channel=False), image(), 2, ("com.microsoft",), unrepaired=2)
 
 
 @subject
 def quantized_dynamic() -> Subject:
-    return Subject(_quantized(mlp(), row(), form="dynamic", by_channel=False), row(), 2)
+    return Subject(_quantized(mlp(), row(), form="dynamic", by_channel=False), row(), 2, unrepaired=2)
 
 
 @subject

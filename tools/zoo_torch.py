@@ -1,6 +1,6 @@
 """Export small networks from torch by both of its exporters: a transformer, a GRU, a U-Net with GroupNorm, a ConvNeXt block and others.
 
-Runs in an environment of its own with torch, onnxscript, scikit-learn and skl2onnx; tools/zoo.py makes it and calls this.
+Runs in an environment of its own with torch, onnxscript, scikit-learn and skl2onnx; tools/zoo_files.py makes it and calls this.
 
     python tools/zoo_torch.py FOLDER
 """

@@ -198,6 +198,7 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text on one line, without ONNX Runtime's code prefix, cut at 300 characters."""
+    """The error's text on one line, without ONNX Runtime's code prefix and the place in its source, cut at 300 characters."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"/\S*onnxruntime\S*:\d+ .*?\) (?=[A-Z])", "", text)
     return text if len(text) <= 300 else text[:297] + "..."

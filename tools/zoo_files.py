@@ -1,8 +1,8 @@
 """Prune real ONNX files from wheels and from torch's exporters, check what comes out, and write docs/zoo.md.
 
-    python tools/zoo.py                 all of it (make zoo)
-    python tools/zoo.py --only nudenet  the files whose name matches
-    python tools/zoo.py --one FILE RULE SPARSITY REPAIR   one run, its result as JSON
+    python tools/zoo_files.py                 all of it (make zoo)
+    python tools/zoo_files.py --only nudenet  the files whose name matches
+    python tools/zoo_files.py --one FILE RULE SPARSITY REPAIR   one run, its result as JSON
 
 The wheels are downloaded and unzipped, not installed. torch goes into an environment of its own, build/zoo/venv. Every run is a process
 of its own, so that its peak memory is its own.
@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)]
 
 import zoo_samples  # noqa: E402
 from invariants import check, data, loaded, weighted  # noqa: E402
+from zoo import batch_of  # noqa: E402
 
 from onnxprune import OnnxpruneError, prune  # noqa: E402
 
@@ -113,7 +114,7 @@ def one(path: Path, alloc: str, sparsity: float, repair: str) -> dict[str, Any]:
         out["main"] = [next(entry.sqnr_db for entry in side if entry.output == report.agreement.output) for side in (masked, repaired)]
     assert data(model) == before, "the given model was changed"
     try:
-        check(model, result, {name: values[:batch] for name, values in samples.items()}, options)
+        check(model, result, batch_of(samples, 0, batch, zoo_samples.COUNT), options)
     except AssertionError as error:
         out["violation"] = str(error)[:600]
     if repair == "channel" and alloc == "erk" and sparsity == 0.5:
