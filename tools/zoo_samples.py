@@ -98,18 +98,6 @@ def contents(length: int) -> NDArray[np.int32]:
     return out
 
 
-def noise(*shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-    """Normal numbers with a level of their own for every sample."""
-    rng = np.random.default_rng(5)
-    return (scale * (rng.normal(size=(COUNT, *shape)) + 0.5 * rng.normal(size=(COUNT, *[1] * len(shape))))).astype(np.float32)
-
-
-def whole(*shape: int, high: int) -> NDArray[np.int64]:
-    """Token ids with the skew of words."""
-    rng = np.random.default_rng(6)
-    return np.minimum((high * rng.uniform(0, 1, (COUNT, *shape)) ** 2).astype(np.int64), high - 1)
-
-
 def grey(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """One channel, -1 to 1."""
     return (images.mean(axis=1, keepdims=True) / 127.5 - 1).astype(np.float32)
@@ -134,13 +122,6 @@ KNOWN: dict[str, Callable[[], tuple[dict[str, Array], int]]] = {
         {"input": sounds(576), "h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)},
         8,
     ),
-    "transformer": lambda: ({"ids": whole(24, high=200)}, 8),
-    "gru": lambda: ({"x": noise(12, 16)}, 8),
-    "lstm": lambda: ({"x": noise(12, 16)}, 8),
-    "unet": lambda: ({"x": photographs(32, 32) / 128 - 1}, 8),
-    "convnext": lambda: ({"x": photographs(32, 32) / 128 - 1}, 8),
-    "decoder": lambda: ({"mel": noise(20, 32), "ids": whole(12, high=120)}, 8),
-    "rmsnet": lambda: ({"x": noise(10, 48)}, 8),
 }
 
 
@@ -150,7 +131,6 @@ def samples_of(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Array], in
     if beside.exists():
         with np.load(beside) as stored:
             return {name: stored[name][:COUNT] for name in stored.files}, 8
-    stem = path.stem.removesuffix("_script").removesuffix("_dynamo")
-    found, batch = KNOWN[stem]()
+    found, batch = KNOWN[path.stem]()
     names = [value.name for value in model.graph.input]
     return {name: np.ascontiguousarray(values) for name, values in found.items() if name in names or len(names) > 1}, batch

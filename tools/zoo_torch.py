@@ -147,12 +147,71 @@ class RMSNet(nn.Module):
         return x + self.down(nn.functional.silu(self.gate(h)) * self.up(h))
 
 
-def shaken(net):
-    """A net whose norms are not ones and zeros, so that a repair has something to keep."""
-    with torch.no_grad():
-        for name, value in net.named_parameters():
-            if "norm" in name.lower() or name.endswith(("one.weight", "two.weight")):
-                value.add_(torch.randn_like(value) * 0.2)
+def shapes(count, size=32):
+    """Images (count, 3, size, size) of one of ten patterns, with colour, place and noise of their own; class, and mask of the pattern."""
+    grid = torch.arange(size).float()
+    kind = torch.randint(0, 10, (count,))
+    x0, y0 = (torch.randint(8, size - 8, (count, 1, 1)).float() for _ in range(2))
+    dx, dy = (grid.view(1, 1, -1) - x0).abs(), (grid.view(1, -1, 1) - y0).abs()
+    radius = (dx**2 + dy**2).sqrt()
+    k = kind.view(-1, 1, 1)
+    mask = torch.where(k < 5, radius < 3 + k, torch.maximum(dx, dy) < k - 2).float()
+    colour = torch.rand(count, 3, 1, 1) * 2 - 1
+    return mask.unsqueeze(1) * colour + 0.15 * torch.randn(count, 3, size, size) - 0.3, kind, mask.long()
+
+
+def chains(count, length, words):
+    """Token ids of a random walk in which every word has four likely followers."""
+    generator = torch.Generator().manual_seed(1)
+    follow = torch.randint(0, words, (words, 4), generator=generator)
+    ids = [torch.randint(0, words, (count,))]
+    for _ in range(length):
+        ids.append(follow[ids[-1], torch.randint(0, 4, (count,))])
+    return torch.stack(ids, 1)
+
+
+def waves(count, length=12, width=16):
+    """Sequences of ten kinds, (count, length, width), and the kind."""
+    generator = torch.Generator().manual_seed(2)
+    base = torch.randn(10, length, width, generator=generator)
+    kind = torch.randint(0, 10, (count,))
+    return base[kind] * torch.rand(count, 1, 1) + 0.4 * torch.randn(count, length, width), kind
+
+
+def batch_of(name, count):
+    """Inputs and target of a task on which a small network learns something within seconds."""
+    if name == "transformer":
+        ids = chains(count, 24, 200)
+        return (ids[:, :-1],), ids[:, 1:]
+    if name in ("gru", "lstm"):
+        x, kind = waves(count)
+        return (x,), kind
+    if name in ("unet", "convnext"):
+        x, kind, mask = shapes(count)
+        return (x,), mask if name == "unet" else kind
+    if name == "decoder":
+        ids = chains(count, 12, 120)
+        mel = nn.functional.one_hot(ids[:, :12] % 20, 20).float().transpose(1, 2).repeat_interleave(3, 2)[:, :, :32]
+        return (mel + 0.2 * torch.randn_like(mel), ids[:, :-1]), ids[:, 1:]
+    x, _ = waves(count, 10, 48)
+    return (x,), x.roll(1, 1).cumsum(1) / 4
+
+
+def trained(name, net, steps=250):
+    """The network after some steps of Adam on its task; random weights would say little about pruning."""
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    net.train()
+    for _ in range(steps):
+        inputs, target = batch_of(name, 48)
+        out = net(*inputs)
+        if target.is_floating_point():
+            loss = nn.functional.mse_loss(out, target)
+        else:
+            loss = nn.functional.cross_entropy(out.flatten(0, 1) if out.ndim == 3 else out, target.flatten() if out.ndim == 3 else target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    print(f"trained {name}: loss {loss.item():.3f}")
     return net.eval()
 
 
@@ -160,19 +219,23 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     nets = {
-        "transformer": (Transformer(), (torch.randint(0, 200, (2, 24)),), ["ids"]),
-        "gru": (Recurrent(nn.GRU), (torch.randn(2, 12, 16),), ["x"]),
-        "lstm": (Recurrent(nn.LSTM), (torch.randn(2, 12, 16),), ["x"]),
-        "unet": (UNet(), (torch.randn(2, 3, 32, 32),), ["x"]),
-        "convnext": (ConvNeXt(), (torch.randn(2, 3, 32, 32),), ["x"]),
-        "decoder": (Decoder(), (torch.randn(2, 20, 32), torch.randint(0, 120, (2, 12))), ["mel", "ids"]),
-        "rmsnet": (RMSNet(), (torch.randn(2, 10, 48),), ["x"]),
+        "transformer": (Transformer(), ["ids"]),
+        "gru": (Recurrent(nn.GRU), ["x"]),
+        "lstm": (Recurrent(nn.LSTM), ["x"]),
+        "unet": (UNet(), ["x"]),
+        "convnext": (ConvNeXt(), ["x"]),
+        "decoder": (Decoder(), ["mel", "ids"]),
+        "rmsnet": (RMSNet(), ["x"]),
     }
-    for name, (net, inputs, names) in nets.items():
-        net = shaken(net)
+    for name, (net, names) in nets.items():
+        net = trained(name, net)
+        inputs = batch_of(name, 2)[0]
+        samples = {key: value.numpy() for key, value in zip(names, batch_of(name, 64)[0], strict=True)}
         for form in ("script", "dynamo"):
             target = folder / f"{name}_{form}.onnx"
+            np.savez(target.with_suffix(".npz"), **samples)
             try:
                 if form == "script":
                     axes = {entry: {0: "N"} for entry in [*names, "y"]}
