@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import zoo_exports  # noqa: F401 - enters its subjects
+import zoo_odd  # noqa: F401
 from invariants import check, check_identity, data, loaded, run, unmatched
 from onnx import TensorProto, external_data_helper, helper
 from zoo import SUBJECTS, Subject, convnet, image, mlp, row
