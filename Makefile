@@ -5,7 +5,7 @@ DIGITS := examples/01_digits
 OUT := build/demo
 SPARSITY ?= 0.95
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench zoo clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxprune needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -40,6 +40,10 @@ lint: $(VENV)/.installed
 # Speed and memory against plain forward passes; needs the reference models (ONNXPRUNE_REFERENCE).
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_repair.py
+
+# Real files: out of wheels, and exports from torch, which goes into an environment of its own (6 GB). Writes docs/zoo.md.
+zoo: $(VENV)/.installed
+	$(BIN)/python tools/zoo_files.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -404,7 +404,9 @@ def unmatched(
         far = (was > 1e-8) & (np.abs(now - was) > tolerance * was)
         if far.any():
             worst = int(np.argmax(np.where(far, np.abs(np.log((now + 1e-12) / (was + 1e-12))), 0)))
-            found.append(f"{name}: {far.sum()} of {far.size} channels, such as {worst}: variance {was[worst]:.4g} dense, {now[worst]:.4g} repaired")
+            found.append(
+                f"{name}: {far.sum()} of {far.size} channels, such as {worst}: variance {was[worst]:.4g} dense, {now[worst]:.4g} repaired"
+            )
     return found
 
 

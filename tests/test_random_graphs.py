@@ -156,7 +156,9 @@ def product(net: Net, x: str) -> str:
     if len(shape) == 1 and net.draw(st.booleans()):
         bias = [net.constant(net.normal(outer, scale=0.3), "b")] if net.draw(st.booleans()) else []
         if net.draw(st.booleans()):
-            return net.emit("Gemm", [x, net.constant(values.T.copy(), "w"), *bias], (outer,), transB=1, alpha=net.draw(st.sampled_from([1.0, 0.5])))
+            return net.emit(
+                "Gemm", [x, net.constant(values.T.copy(), "w"), *bias], (outer,), transB=1, alpha=net.draw(st.sampled_from([1.0, 0.5]))
+            )
         return net.emit("Gemm", [x, net.constant(values, "w"), *bias], (outer,), beta=net.draw(st.sampled_from([1.0, 2.0])))
     out = net.emit("MatMul", [x, net.constant(values, "w")], (*shape[:-1], outer))
     if net.draw(st.booleans()):
@@ -173,7 +175,11 @@ def reshape(net: Net, x: str) -> str:
     return net.emit("Flatten", [x], (int(np.prod(shape)),))
 
 
-STEPS = {3: (convolution, convolution, norm, activation, join, pool, reshape, product), 2: (product, norm, activation, join, reshape), 1: (product, norm, activation, join)}
+STEPS = {
+    3: (convolution, convolution, norm, activation, join, pool, reshape, product),
+    2: (product, norm, activation, join, reshape),
+    1: (product, norm, activation, join),
+}
 
 
 @st.composite

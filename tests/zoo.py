@@ -347,12 +347,21 @@ def inside_if_convolution() -> Subject:
         }
       >
     }"""
-    weights = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (6, 8, 3, 3), "b2": (6,), "s": positive(1, 6), "t": (6,), "m": (6,), "v": positive(2, 6)}
+    weights = {
+        "w1": (8, 3, 3, 3),
+        "b1": (8,),
+        "w2": (6, 8, 3, 3),
+        "b2": (6,),
+        "s": positive(1, 6),
+        "t": (6,),
+        "m": (6,),
+        "v": positive(2, 6),
+    }
     model = net(body, weights | {"w3": (6, 5), "b3": (5,), "w4": (5, 8), "b4": (5,)})
     branches = {entry.name: entry.g for entry in model.graph.node[-1].attribute}
     branches["then_branch"].initializer.extend(move(model, name) for name in ("w2", "b2", "s", "t", "m", "v", "w3", "b3"))
     branches["else_branch"].initializer.extend(move(model, name) for name in ("w4", "b4"))
-    return Subject(model, {"x": data(3, 8, 8), "wide": np.array(True)}, 4, unrepaired=3)
+    return Subject(model, {"x": data(3, 8, 8), "wide": np.array(True)}, 4, ("inside the then branch",), unrepaired=3)
 
 
 @subject
@@ -591,7 +600,7 @@ def conv_grouped() -> Subject:
 
 @subject
 def conv_depthwise() -> Subject:
-    text = "[dw] a = Conv <group=4, auto_pad=\"SAME_UPPER\"> (x, w)\n[relu] b = Relu (a)\n[pw] h = Conv (b, v)"
+    text = '[dw] a = Conv <group=4, auto_pad="SAME_UPPER"> (x, w)\n[relu] b = Relu (a)\n[pw] h = Conv (b, v)'
     return single(text, {"w": (4, 1, 3, 3), "v": (8, 4, 1, 1)}, data(4, 8, 8), 3, width=8)
 
 
@@ -650,7 +659,14 @@ def lstm_both_directions_with_state() -> Subject:
     [zeros] z = Expand (nought, d)
     [lstm] o, hn, cn = LSTM <hidden_size=6, direction="bidirectional"> (s, w, r, b, , z, z)
     [back] h = Transpose <perm=[1,0,2]> (hn)"""
-    weights = {"w": (2, 24, 4), "r": (2, 24, 6), "b": (2, 48), "two": np.array([2]), "six": np.array([6]), "nought": np.zeros((), np.float32)}
+    weights = {
+        "w": (2, 24, 4),
+        "r": (2, 24, 6),
+        "b": (2, 48),
+        "two": np.array([2]),
+        "six": np.array([6]),
+        "nought": np.zeros((), np.float32),
+    }
     return single(text, weights, data(5, 4), 3, unrepaired=2, width=12, image=False)
 
 
@@ -707,7 +723,12 @@ def qlinear_conv() -> Subject:
     text = """[q] xq = QuantizeLinear (x, xs, xz)
     [qc] cq = QLinearConv <pads=[1,1,1,1]> (xq, xs, xz, w, ws, wz, ys, yz, bias)
     [dq] h = DequantizeLinear (cq, ys, yz)"""
-    scalars = {"xs": np.array(0.04, np.float32), "xz": np.array(128, np.uint8), "ys": np.array(0.05, np.float32), "yz": np.array(128, np.uint8)}
+    scalars = {
+        "xs": np.array(0.04, np.float32),
+        "xz": np.array(128, np.uint8),
+        "ys": np.array(0.05, np.float32),
+        "yz": np.array(128, np.uint8),
+    }
     bias = rng.integers(-50, 50, 8).astype(np.int32)
     return single(text, {"w": whole, "ws": scale, "wz": zero, "bias": bias, **scalars}, data(3, 8, 8), width=8, unrepaired=1)
 
@@ -718,7 +739,12 @@ def qlinear_matmul() -> Subject:
     text = """[q] xq = QuantizeLinear (x, xs, xz)
     [qm] cq = QLinearMatMul (xq, xs, xz, w, ws, wz, ys, yz)
     [dq] h = DequantizeLinear (cq, ys, yz)"""
-    scalars = {"xs": np.array(0.04, np.float32), "xz": np.array(128, np.uint8), "ys": np.array(0.05, np.float32), "yz": np.array(128, np.uint8)}
+    scalars = {
+        "xs": np.array(0.04, np.float32),
+        "xz": np.array(128, np.uint8),
+        "ys": np.array(0.05, np.float32),
+        "yz": np.array(128, np.uint8),
+    }
     return single(text, {"w": np.clip(whole, 0, 255), "ws": scale, "wz": zero, **scalars}, data(8), width=12, unrepaired=1, image=False)
 
 
@@ -1015,6 +1041,42 @@ def state_with_the_batch_on_axis_1() -> Subject:
     weights = {"w1": (8, 4), "w": (1, 24, 4), "r": (1, 24, 6), "lb": (1, 48), "zero": np.array([0]), "wh": (3, 6), "bh": (3,)}
     state = np.ascontiguousarray(0.1 * data(2, 6).transpose(1, 0, 2))
     return Subject(net(body, weights), {"x": data(8), "state": state}, 4, unrepaired=2)
+
+
+@subject
+def state_whose_axes_have_no_names() -> Subject:
+    """The same with free dimensions that nobody named."""
+    made = state_with_the_batch_on_axis_1()
+    for value in (*made.model.graph.input, *made.model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.Clear()
+    return made
+
+
+@subject
+def state_of_fixed_size() -> Subject:
+    """Rows are steps of one sequence; the state that goes in beside them is one for all."""
+    body = """
+    g (float[N,8] x, float[1,1,6] h) => (float[N,3] y) {
+      [mm1] a = MatMul (x, w1)
+      [relu] b = Relu (a)
+      [seq] s = Unsqueeze (b, one)
+      [gru] o, hn = GRU <hidden_size=6> (s, w, r, gb, , h)
+      [sq] p = Squeeze (o, axes)
+      [head] y = Gemm <transB=1> (p, wh, bh)
+    }"""
+    weights = {
+        "w1": (8, 4),
+        "w": (1, 18, 4),
+        "r": (1, 18, 6),
+        "gb": (1, 36),
+        "one": np.array([1]),
+        "axes": np.array([1, 2]),
+        "wh": (3, 6),
+        "bh": (3,),
+    }
+    return Subject(net(body, weights), {"x": data(8), "h": np.full((1, 1, 6), 0.1, np.float32)}, 4, unrepaired=2)
 
 
 @subject

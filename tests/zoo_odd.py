@@ -176,7 +176,9 @@ def bias_computed_at_run_time() -> Subject:
       [flat] d = Flatten (c)
       [head] y = Gemm (d, w2, b2)
     }"""
-    return Subject(net(body, {"w1": (8, 3, 3, 3), "w2": (8, 5), "b2": (1, 5), "axes": np.array([0, 2, 3]), "eight": np.array([8])}), image(), 2)
+    return Subject(
+        net(body, {"w1": (8, 3, 3, 3), "w2": (8, 5), "b2": (1, 5), "axes": np.array([0, 2, 3]), "eight": np.array([8])}), image(), 2
+    )
 
 
 @subject
