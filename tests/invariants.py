@@ -342,7 +342,7 @@ def _weighted(graph: Any, scope: str, outer: Mapping[str, frozenset[str]], funct
 
 
 def _is_weight(node: onnx.NodeProto, wide: Mapping[str, onnx.TensorProto], holder: str) -> bool:
-    """True for a stored tensor that can be a weight: of floats, or of bytes or less; a matrix where a Gather or a foreign operator reads it."""
+    """True for a stored tensor that can be a weight: of floats, or of bytes or less; a matrix for a Gather or a foreign operator."""
     tensor = wide.get(holder)
     if tensor is None or int(np.prod(tensor.dims)) < 2:
         return False
@@ -398,9 +398,11 @@ def unmatched(
     dense, pruned = (_inner(each, samples, batch, names, count) for each in (model, result.model))
     found = []
     for name, output, axis in wanted:
-        one, other = (side[output].astype(np.float64) for side in (dense, pruned))
-        rest = tuple(number for number in range(one.ndim) if number != axis % one.ndim)
-        was, now = one.var(axis=rest), other.var(axis=rest)
+        one, other = (
+            np.concatenate([np.moveaxis(part[output], axis, 0).reshape(part[output].shape[axis], -1) for part in side], axis=1)
+            for side in (dense, pruned)
+        )
+        was, now = one.astype(np.float64).var(axis=1), other.astype(np.float64).var(axis=1)
         far = (was > 1e-8) & (np.abs(now - was) > tolerance * was)
         if far.any():
             worst = int(np.argmax(np.where(far, np.abs(np.log((now + 1e-12) / (was + 1e-12))), 0)))
@@ -428,12 +430,11 @@ def _channel_axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int | None:
     return None
 
 
-def _inner(model: onnx.ModelProto, samples: Feed, batch: int, names: list[str], count: int) -> dict[str, NDArray[Any]]:
-    """Tensors inside a model over all samples; a bias that was moved into an Add gives the tensor its old name back."""
+def _inner(model: onnx.ModelProto, samples: Feed, batch: int, names: list[str], count: int) -> list[dict[str, NDArray[Any]]]:
+    """Tensors inside a model, batch by batch; a bias that was moved into an Add gives the tensor its old name back."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     present = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
     feeds = (batch_of(samples, start, start + batch, count) for start in range(0, count, batch))
-    parts = [run(copy, feed, plain=True) for feed in feeds]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return [run(copy, feed, plain=True) for feed in feeds]

@@ -1,4 +1,4 @@
-"""Small models of every kind that people have: where a weight lives, which operator reads it, what normalises it, and what the graph is like.
+"""Small models of every kind: where a weight lives, which operator reads it, what normalises it, what the graph is like.
 
 ``SUBJECTS`` maps a name to a builder; a builder gives a Subject. Models are written as ONNX text, weights beside it by name.
 """
@@ -672,7 +672,9 @@ def lstm_both_directions_with_state() -> Subject:
 
 @subject
 def gru() -> Subject:
-    text = "[t] s = Transpose <perm=[1,0,2]> (x)\n[gru] o, hn = GRU <hidden_size=6, linear_before_reset=1> (s, w, r, b)\n[sq] h = Squeeze (hn, zero)"
+    text = """[t] s = Transpose <perm=[1,0,2]> (x)
+    [gru] o, hn = GRU <hidden_size=6, linear_before_reset=1> (s, w, r, b)
+    [sq] h = Squeeze (hn, zero)"""
     weights = {"w": (1, 18, 4), "r": (1, 18, 6), "b": (1, 36), "zero": np.array([0])}
     return single(text, weights, data(5, 4), 3, unrepaired=2, width=6, image=False)
 

@@ -1,4 +1,4 @@
-"""Models that are odd but legal: weights made of several steps, values in other fields of the proto, norms over other axes, biases of odd shape."""
+"""Models that are odd but legal: weights made in several steps, values in other fields, norms over other axes, odd biases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from onnx import TensorProto, helper
 from zoo import (
     MLP,
     Subject,
-    _integers,
     behind,
     convnet,
     data,

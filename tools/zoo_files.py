@@ -22,12 +22,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)]
 
+import zoo_page  # noqa: E402
 import zoo_samples  # noqa: E402
 from invariants import check, data, loaded, weighted  # noqa: E402
 from zoo import batch_of  # noqa: E402
@@ -137,81 +136,6 @@ def measure(path: Path, alloc: str, sparsity: float, repair: str) -> dict[str, A
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """docs/zoo.md: what was found in every file, and what each run brought."""
-    names = {key.split("|")[0] for key in results}
-    lines = [
-        "# Real files",
-        "",
-        "    make zoo",
-        "",
-        "takes ONNX files out of wheels (downloaded, not installed) and exports from torch by both of its exporters, prunes each with 64 samples,",
-        "a quarter of them held out, and checks every result: it loads, passes the checker, has the same signature, the counts are exact, only",
-        "named tensors changed, every node with a weight is a layer or skipped with a reason, and sparsity 0 is the identity. This page is what it",
-        f"wrote, on one core ({', '.join(f'{name} {value}' for name, value in versions().items())}).",
-        "",
-        "Wheels: " + ", ".join(WHEELS) + ".",
-        "",
-        "## What was found",
-        "",
-        "Weighted nodes are counted apart from the engine: nodes that read a constant weight, through any operators that fold. Repaired are the",
-        "layers whose channels were matched (`--repair channel`); seconds and peak memory are the largest of the file's runs.",
-        "",
-        "| file | weighted nodes | layers pruned | repaired | norms repaired | skipped, with the reasons | seconds | peak GB |",
-        "|---|---:|---:|---:|---:|---|---:|---:|",
-    ]
-    for name in sorted(names):
-        runs = {key: run for key, run in results.items() if key.split("|")[0] == name}
-        good = [run for run in runs.values() if "layers" in run]
-        if not good:
-            lines.append(f"| {name} | | | | | {next(iter(runs.values()))['error']} | | |")
-            continue
-        first = next((run for key, run in runs.items() if key.endswith("channel") and "layers" in run), good[0])
-        reasons: dict[str, int] = {}
-        for _, _, reason in first["skipped"]:
-            reasons[reason] = reasons.get(reason, 0) + 1
-        told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items()) or "none"
-        repaired = sum(layer[5] != "none" for layer in first["layers"])
-        seconds, peak = max(run["seconds"] for run in good), max(run["peak_gb"] for run in good)
-        lines.append(
-            f"| {name} | {first['weighted']} | {len(first['layers'])} | {repaired} | {len(first['norms'])} | {told} | {seconds:.1f} | {peak:.2f} |"
-        )
-    lines += [
-        "",
-        "## What the repair brings",
-        "",
-        "Agreement of the first output with classes (top-1), else cosine, on 16 held-out samples; and SQNR in dB of that output: with masks alone,",
-        "repaired by `channel`, and by `reconstruct`.",
-        "",
-        "| file | allocation | sparsity | measure | masks alone | channel | reconstruct | SQNR masks | SQNR channel | SQNR reconstruct |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name in sorted(names):
-        for alloc in ("erk", "lamp"):
-            for sparsity in (0.5, 0.9):
-                pair = [results.get(f"{name}|{alloc}|{sparsity}|{repair}", {}) for repair in ("channel", "reconstruct")]
-                if not any("score" in run for run in pair):
-                    continue
-                first = next(run for run in pair if "score" in run)
-                cells = [f"{first['score'][0]:.3f}", *(f"{run['score'][1]:.3f}" if "score" in run else "error" for run in pair)]
-                cells += [f"{first['main'][0]:.1f}", *(f"{run['main'][1]:.1f}" if "main" in run else "error" for run in pair)]
-                lines.append(f"| {name} | {alloc} | {sparsity} | {first['measure']} | {' | '.join(cells)} |")
-    troubles = [
-        f"- {key.replace('|', ', ')}: {run.get('error') or run.get('violation')}"
-        for key, run in sorted(results.items())
-        if "error" in run or "violation" in run
-    ]
-    lines += ["", "## Runs that failed", "", *(troubles or ["None."]), ""]
-    return "\n".join(lines)
-
-
-def versions() -> dict[str, str]:
-    """The versions that the page rests on."""
-    import onnxruntime
-
-    return {"numpy": np.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--one", nargs=4)
@@ -243,7 +167,7 @@ def main() -> int:
             if trouble.startswith("nothing to prune"):
                 break
         store.write_text(json.dumps(results))
-    (ROOT / "docs" / "zoo.md").write_text(page(results))
+    (ROOT / "docs" / "zoo.md").write_text(zoo_page.page(results, WHEELS))
     bad = [key for key, run in results.items() if "error" in run or "violation" in run or run.get("peak_gb", 0) > LIMIT_GB]
     return int(bool(bad))
 

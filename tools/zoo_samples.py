@@ -1,4 +1,4 @@
-"""Samples for the real files: text and pages drawn by Pillow, photographs where there are any, sounds out of a wheel, bytes of source files."""
+"""Samples for the real files: drawn text and pages, photographs where there are any, sounds out of a wheel, bytes of files."""
 
 from __future__ import annotations
 
