@@ -32,30 +32,12 @@ MORE = [
 ]
 
 
-# What the engine does not do yet; each of these rows must fail.
-PENDING = frozenset(
-    {
-        "state_whose_axes_have_no_names",
-        "state_of_fixed_size",
-        "weights_out_of_one_tensor",
-        "weight_normalisation",
-        "sparse_initializer",
-    }
-)
-
-
-def rows() -> list[Any]:
-    """Every subject's name, marked where the engine is known to fall short."""
-    late = pytest.mark.xfail(reason="not supported yet", strict=False)
-    return [pytest.param(name, marks=[late] if name in PENDING else []) for name in SUBJECTS]
-
-
 def go(made: Subject, **options: Any) -> Result:
     return prune(made.model, dict(made.samples), batch_size=made.batch, **{**made.options, **options})
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan["repair"]))
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_a_subject_goes_through(name: str, plan: dict[str, Any]) -> None:
     made = SUBJECTS[name]()
     result = go(made, **plan)
@@ -73,7 +55,7 @@ def test_a_subject_goes_through(name: str, plan: dict[str, Any]) -> None:
         assert len(bare) <= made.unrepaired, [(entry.name, entry.notes) for entry in bare]
 
 
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_sparsity_0_and_the_same_again(name: str) -> None:
     made = SUBJECTS[name]()
     before = data(made.model)
@@ -84,7 +66,7 @@ def test_sparsity_0_and_the_same_again(name: str) -> None:
     assert data(made.model) == before
 
 
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_a_channel_repair_gives_the_variances_back(name: str) -> None:
     """Seen from outside: both models run on the samples, the layers' own outputs are compared."""
     made = SUBJECTS[name]()
@@ -190,7 +172,7 @@ def test_an_input_that_is_a_sequence_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", MORE, ids=lambda plan: "-".join(map(str, plan.values())))
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_a_subject_goes_through_all_allocations(name: str, plan: dict[str, Any]) -> None:
     made = SUBJECTS[name]()
     check(made.model, go(made, **plan), made.feed(), plan)

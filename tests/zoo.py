@@ -1058,7 +1058,7 @@ def state_whose_axes_have_no_names() -> Subject:
 
 @subject
 def state_of_fixed_size() -> Subject:
-    """Rows are steps of one sequence; the state that goes in beside them is one for all."""
+    """Rows are steps of a sequence; the state beside them is one for all, and prescribes a batch of one."""
     body = """
     g (float[N,8] x, float[1,1,6] h) => (float[N,3] y) {
       [mm1] a = MatMul (x, w1)
@@ -1078,7 +1078,7 @@ def state_of_fixed_size() -> Subject:
         "wh": (3, 6),
         "bh": (3,),
     }
-    return Subject(net(body, weights), {"x": data(8), "h": np.full((1, 1, 6), 0.1, np.float32)}, 4, unrepaired=2)
+    return Subject(net(body, weights), {"x": data(8), "h": np.full((1, 1, 6), 0.1, np.float32)}, 4, unrepaired=2, batch=1)
 
 
 @subject

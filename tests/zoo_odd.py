@@ -64,7 +64,7 @@ def weights_out_of_one_tensor() -> Subject:
       [head] y = MatMul (c, w3)
     }"""
     model = net(body, {"both": (8, 12), "w3": (6, 12)})
-    return Subject(model, row(), 1, ("computed from constants", "computed from constants"))
+    return Subject(model, row(), 1, ("made of constants", "made of constants"))
 
 
 @subject
@@ -72,7 +72,7 @@ def weight_normalisation() -> Subject:
     """A weight as direction times length, both constants."""
     body = MLP.replace("[mm1]", "[wn] w1 = Mul (direction, length)\n  [mm1]")
     model = net(body, {"direction": (8, 12), "length": positive(1, 12), "b1": (12,), "w2": (12, 5), "b2": (5,)})
-    return Subject(model, row(), 1, ("computed from constants",))
+    return Subject(model, row(), 1, ("made of constants",))
 
 
 @subject

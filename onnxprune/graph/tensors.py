@@ -109,6 +109,10 @@ class Constants:
             self._steps[key] = view
         return view
 
+    def sparse(self, name: str) -> bool:
+        """True for the main graph's sparse initializers, which are not read."""
+        return self._chain(name)[-1] in {tensor.values.name for tensor in self.model.graph.sparse_initializer}
+
     def folded_by(self, name: str) -> str:
         """The operator that makes a tensor out of constants alone by more than steps; empty where it is a constant, or needs an input."""
         end = self._chain(name)[-1]

@@ -77,7 +77,7 @@ def _matmul(sides: list[str], constants: Constants) -> Weight:
     if all(constant):
         return Weight(reason="both sides are constants")
     if not any(constant):
-        held = [name for name in sides if constants.resolve(name) is not None or constants.folded_by(name)]
+        held = [name for name in sides if constants.resolve(name) is not None or constants.folded_by(name) or constants.sparse(name)]
         return Weight(reason=_why_not(held[-1], constants) if held else "both sides are computed at run time")
     side = constant.index(True)
     rank = len(constants.shape(sides[side]))
@@ -177,6 +177,8 @@ def other_readers(constants: Constants, uses: Mapping[str, Set[tuple[int, int]]]
 def _why_not(name: str, constants: Constants) -> str:
     """The reason why an input is no prunable weight."""
     if not name or constants.resolve(name) is None:
+        if name and constants.sparse(name):
+            return "the weight is a sparse initializer; store it dense to prune it"
         made = name and constants.folded_by(name)
         return f"the weight is made of constants by {made}; fold them first" if made else "the weight is computed at run time"
     return f"the weight is of type {onnx.TensorProto.DataType.Name(constants.data_type(name))}"
