@@ -21,7 +21,7 @@ Outputs = dict[str, NDArray[Any]]
 def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[], None] = lambda: None) -> Outputs:
     """Output name -> the values over all batches, (samples, ...), for the outputs that are float tensors.
 
-    An output without a batch axis counts each batch as one sample.
+    An output without a batch axis counts each batch as one sample, (1, 1, values): such a row holds no classes.
     """
     names = [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
     if not names:  # ONNX Runtime takes no names for all names
@@ -31,7 +31,7 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
         size = next((batch[name].shape[axis] for name, axis in axes.inputs.items() if axis is not None), 1)
         for name, made in zip(names, run_session(session, batch, names), strict=True):
             value = axes.output(name, made)
-            parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, -1))
+            parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, 1, -1))
         tick()
     return {name: _joined(values) for name, values in parts.items()}
 

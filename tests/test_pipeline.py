@@ -10,6 +10,8 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import build
+from models import node as made
 from networks import (
     CLASSES,
     differences,
@@ -647,3 +649,19 @@ def test_nodes_out_of_order_are_refused_or_sorted() -> None:
 
 def test_activations_whose_squares_overflow_give_no_warning() -> None:
     prune(mlp(), samples(40, (8,)) * np.float32(1e30), sparsity=0.5)
+
+
+def test_an_output_without_the_batch_is_not_judged_by_classes() -> None:
+    """A mean over the batch, (5,): one row of numbers a batch, in which the largest is no class."""
+    rng = np.random.default_rng(0)
+    model = build(
+        [made("MatMul", ["x", "w"], ["h"]), made("ReduceMean", ["h"], ["y"], axes=[0], keepdims=0)],
+        {"w": rng.standard_normal((6, 5)).astype(np.float32)},
+        {"x": ["n", 6]},
+        ["y"],
+        opset=13,
+    )
+    report = prune(model, rng.standard_normal((40, 6)).astype(np.float32), sparsity=0.5, batch_size=4).report
+    assert report.agreement is not None
+    assert report.agreement.measure == "cosine"
+    assert report.agreement.samples == 2  # eight samples held out, in batches of four

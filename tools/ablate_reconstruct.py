@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--alloc", default="lamp")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--holdout", type=float, default=0.2)
+    parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--start", type=float, default=numerics.START)
     parser.add_argument("--factor", type=float, default=numerics.FACTOR)
@@ -50,7 +51,7 @@ def main() -> None:
     )
     amount = {"pattern": args.pattern} if args.pattern else {"sparsity": args.sparsity}
     for seed in map(int, args.seeds.split(",")):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         result = onnxprune.prune(
             reference.FOLDER / args.model,
             flags[1],
@@ -58,15 +59,19 @@ def main() -> None:
             repair="reconstruct",
             samples=args.samples,
             holdout=args.holdout,
+            mirror=args.mirror,
             seed=seed,
             device="cpu",
             preprocess=how,
             **amount,
         )
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
         top1 = reference.top1(result.model, args.model)
-        print(f"seed {seed}: top-1 {top1:.4f}, sparsity {result.report.sparsity:.4f}, {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
+        print(
+            f"seed {seed}: top-1 {top1:.4f}, sparsity {result.report.sparsity:.4f}, {seconds:.1f} s ({used:.0f} CPU s), peak {peak:.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

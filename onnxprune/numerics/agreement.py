@@ -12,7 +12,8 @@ class Agreement:
     """How well the pruned outputs match the dense ones over ``samples`` samples.
 
     ``top1``: share of samples with the same largest class, 0..1; ``kl``: mean KL divergence in nats; both None unless
-    the output is (samples, classes >= 2). ``cosine``: mean cosine, -1..1. ``sqnr_db``: signal to noise ratio in dB.
+    the output is (samples, classes >= 2). ``cosine``: mean cosine, -1..1 (of one number a sample, see `agreement`). ``sqnr_db``: signal to
+    noise ratio in dB.
     """
 
     samples: int
@@ -33,7 +34,8 @@ def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
     top1    share of rows with one argmax (the first of equals); a pruned row with NaN disagrees
     kl      mean of KL(softmax(dense) || softmax(pruned)); if the rows of both arrays are probabilities already (all
             >= 0, every sum within 1e-3 of 1), of KL(dense || pruned), logarithms of values clipped at 1e-12
-    cosine  mean over samples of the cosine of the flattened outputs; both zero is 1, one zero is 0
+    cosine  mean over samples of the cosine of the flattened outputs; both zero is 1, one zero is 0. Where a sample has one number only,
+            whose cosine is its sign, that of all samples' distances from the dense mean instead
     sqnr_db 10 log10(sum dense^2 / sum (dense - pruned)^2), inf if equal
 
     NaN or infinity in pruned outputs: cosine 0 for that sample, kl inf, sqnr_db -inf.
@@ -63,7 +65,7 @@ def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
         samples=len(dense),
         top1=_top1(dense, pruned) if classes else None,
         kl=_kl(dense.astype(np.float64), pruned.astype(np.float64)) if classes else None,
-        cosine=float(np.mean(cosines)),
+        cosine=_swing(dense, pruned) if dense.size == len(dense) > 1 else float(np.mean(cosines)),
         sqnr_db=_decibel(signal, noise),
     )
 
@@ -103,6 +105,12 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         return float(largest_a == largest_b)
     a, b = a / largest_a, b / largest_b  # so that no square overflows or vanishes
     return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def _swing(dense: NDArray[Any], pruned: NDArray[Any]) -> float:
+    """The cosine of what the numbers of all samples are above or below the dense mean; 0 where a pruned one is no number."""
+    a, b = dense.astype(np.float64).ravel(), pruned.astype(np.float64).ravel()
+    return _cosine(a - a.mean(), b - a.mean()) if np.isfinite(b).all() else 0.0
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -144,3 +144,13 @@ def test_errors():
             agreement(np.ones(shape), np.ones(shape))
     with pytest.raises(ValueError, match="dense output of sample 1 has NaN or infinity"):
         agreement(np.array([[1.0], [nan]]), np.ones((2, 1)))
+
+
+def test_one_number_a_sample_is_compared_by_how_it_moves_over_the_samples():
+    dense = np.array([[0.9], [0.8], [0.1], [0.2]])  # about .5: .4, .3, -.4, -.3
+    flat = np.full((4, 1), 0.5)
+    np.testing.assert_allclose(agreement(dense, dense).cosine, 1.0, rtol=1e-12)
+    np.testing.assert_allclose(agreement(dense, flat).cosine, 0.0, atol=1e-12)  # the plain cosine of positive numbers would be 1
+    np.testing.assert_allclose(agreement(dense, 1 - dense).cosine, -1.0, rtol=1e-12)
+    np.testing.assert_allclose(agreement(dense.ravel(), (dense + 0.1).ravel()).cosine, 0.5 / np.sqrt(0.5 * 0.54), rtol=1e-12)
+    assert agreement(dense, np.array([[np.nan], [0.8], [0.1], [0.2]])).cosine == 0.0
