@@ -20,7 +20,7 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.thinning import best_of_each, schedule, select, sizes_of, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
-RIDGE, FEW, RIDGES = 1e-2, 8, (1e-2, 3e-2, 1e-1)  # one ridge; where rows are fewer than FEW times the inputs, the best of three
+RIDGES = ((8.0, (1e-2,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -144,8 +144,8 @@ def reconstruct(
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
-    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by (None: `RIDGES` where rows are few, else
-    `RIDGE`), in the end solved on too.
+    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by (None: by the number
+    of rows, `RIDGES`), in the end solved on too.
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
@@ -155,7 +155,8 @@ def reconstruct(
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
     if ridges is None:
-        ridges = RIDGES if held is not None and held.count and fit.count < FEW * K else (RIDGE,)
+        measured = held is not None and held.count > 0
+        ridges = next(choice for least, choice in RIDGES if fit.count >= least * K) if measured else RIDGES[0][1]
     if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
         raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
     if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
