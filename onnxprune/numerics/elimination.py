@@ -39,27 +39,32 @@ def eliminate(
     weight, loss = np.zeros(len(places)), np.full(len(places), np.inf)
     gone = np.zeros(len(places), np.bool_)
     left = [np.arange(bounds[c], bounds[c + 1]) for c in range(C)]
-    inverse: list[Floats] = [np.empty((0, 0))] * C
+    room = np.concatenate([[0], np.cumsum(np.diff(bounds) ** 2)])  # where a channel's inverse begins in one large array: thousands of
+    store = np.empty(room[-1])  # small ones from several threads would stay with the process for good
 
     def begin(c: int) -> None:
         inputs, g = places[left[c]] - c * K, c // (C // len(G))
         A = G[g][np.ix_(inputs, inputs)] / rows
         A.reshape(-1)[:: len(inputs) + 1] += lam[g]
-        inverse[c] = np.linalg.inv(A)
-        settle(c, inverse[c] @ goal[left[c]])
+        settle(c, A := np.linalg.inv(A), A @ goal[left[c]])
 
     def drop(c: int) -> None:
         out = gone[left[c]]
-        stay, H, w = ~out, inverse[c], weight[left[c]]
+        stay, H, w = ~out, inverse(c), weight[left[c]]
         across = H[out][:, stay]
         made = np.linalg.solve(H[out][:, out], np.column_stack([w[out], across]))
         weight[left[c][out]], loss[left[c][out]] = 0.0, np.inf
-        left[c], inverse[c] = left[c][stay], H[stay][:, stay] - across.T @ made[:, 1:]
-        settle(c, w[stay] - across.T @ made[:, 0])
+        left[c] = left[c][stay]
+        settle(c, H[stay][:, stay] - across.T @ made[:, 1:], w[stay] - across.T @ made[:, 0])
 
-    def settle(c: int, w: Floats) -> None:
+    def inverse(c: int) -> Floats:
+        n = len(left[c])
+        return store[room[c] : room[c] + n * n].reshape(n, n)
+
+    def settle(c: int, H: Floats, w: Floats) -> None:
+        inverse(c)[:] = H
         weight[left[c]] = w
-        loss[left[c]] = w**2 / np.diagonal(inverse[c]) * varies[left[c]]
+        loss[left[c]] = w**2 / np.diagonal(H) * varies[left[c]]
 
     trail = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:  # BLAS threads beside ours would wait by spinning

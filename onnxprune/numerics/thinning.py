@@ -30,7 +30,7 @@ ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients tha
 FINE = (80, 1e-4)  # and of those that give the final weights
 NEAR = 4.0  # elimination begins at so many times the last size at most,
 WORTH = 1.2  # and is left out where it cannot begin at so many times it
-FLOPS, BYTES = 6e10, 1e9  # at most of an elimination : 4 n^3 and 8 n^2 a channel of n weights, channels being equal
+FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination : 4 n^3 and 8 n^2 a channel of n weights, channels being equal
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
 SLOWER = 5.0  # seconds a flop of float64 LAPACK on a gathered support over those of a large float32 product
 
