@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
     from onnxprune import __version__  # at call time: the package imports this module
 
     found = {"onnxprune": __version__, "python": platform.python_version()}
-    for name in ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime"):
+    for name in ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -77,6 +77,12 @@ def test_a_wing_knows_nothing_of_what_is_above_it(wing):
     assert not offenders(lambda module: not inside(module, wing), above)
 
 
+def test_graphsurgeon_builds_what_runs_beside_the_model_alone():
+    """Its export loses metadata and unused initializers: a product that came through it would not be the model that went in."""
+    builders = ("onnxprune.graph.probes", "onnxprune.runtime.grams")
+    assert {module for module, _ in offenders(lambda name: False, ["onnx_graphsurgeon"])} == set(builders)
+
+
 def test_runtime_reads_the_graph():
     """The one way that is open, so that the tests above do not pass on an empty list."""
     assert offenders(lambda module: not inside(module, "onnxprune.runtime"), ["onnxprune.graph"])

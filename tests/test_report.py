@@ -54,7 +54,7 @@ def checked(report: Report) -> dict[str, Any]:
     assert found["kept"] == sum(entry["kept"] for entry in pruned)
     assert found["sparsity"] == 1 - found["kept"] / found["weights"]
     assert found["versions"]["onnxprune"] == __version__
-    assert {"python", "numpy", "onnx"} <= set(found["versions"])
+    assert {"python", "numpy", "onnx", "onnx-graphsurgeon"} <= set(found["versions"])
     assert set(found["options"]) == {field.name for field in dataclasses.fields(Options)}
     assert found["options"]["sparsity"] == found["sparsity_asked"]
     if found["calibration"] is not None:

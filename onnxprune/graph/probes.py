@@ -1,8 +1,7 @@
 """Nodes that reduce a tensor to the statistics of its channels, inside the runtime.
 
 For a channel on axis 1 every sample is a group: the graph gives its mean and the sum of squares around that mean (centred, so
-float32 is enough), each of shape (batch, channels); the groups are merged in float64 outside. For a channel on the last
-axis all rows of
+float32 is enough), each of shape (batch, channels); the groups are merged in float64 outside. For a channel on the last axis all rows of
 the batch are one group, and the shapes are (1, channels); for one on the last axis but one, every row of positions is a group.
 """
 
@@ -10,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_graphsurgeon as gs
 
 
 @dataclass(frozen=True)
@@ -40,54 +40,41 @@ class Probe:
         return math.prod(shape) // (self.channels * (shape[0] if self.axis == 1 else 1))
 
 
-def probe_nodes(probe: Probe, opset: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], list[onnx.ValueInfoProto]]:
-    """The nodes, initializers and graph outputs that compute a probe."""
-    stem = f"{probe.tensor}::"
-    mean, m2, shape = probe.outputs
-    nodes = [helper.make_node("Shape", [probe.tensor], [shape])]
-    initializers = []
-    source = probe.tensor
+def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
+    """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor."""
+    graph = gs.Graph(opset=opset)
+    source = gs.Variable(probe.tensor)
+
+    def node(op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Variable:
+        made = gs.Variable(f"{probe.tensor}::{op}{len(graph.nodes)}")
+        graph.nodes.append(gs.Node(op, attrs=attributes, inputs=list(inputs), outputs=[made]))
+        return made
+
+    def numbers(name: str, *values: int) -> gs.Constant:
+        return gs.Constant(f"{probe.tensor}::{name}", np.array(values, np.int64))
+
+    def reduce(op: str, source: gs.Variable, axis: int, keep: int) -> gs.Variable:
+        """The axis is an attribute before opset 18 and an input from there on."""
+        if opset < 18:
+            return node(op, source, axes=[axis], keepdims=keep)
+        return node(op, source, numbers(f"axis_{op}", axis), keepdims=keep)
+
+    shape = node("Shape", source)
     kind = probe.elem_type
     if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
         kind = onnx.TensorProto.FLOAT
-        nodes.append(helper.make_node("Cast", [source], [f"{stem}cast"], to=kind))
-        source = f"{stem}cast"
-    rows, axis = f"{stem}rows", -1
-    if probe.axis == -2:  # (..., channels, positions): a row of positions is a group
-        rows = source
-    else:
-        dims = [0, probe.channels, -1] if probe.axis == 1 else [1, -1, probe.channels]
-        axis = -1 if probe.axis == 1 else 1
-        initializers.append(numpy_helper.from_array(np.array(dims, np.int64), f"{stem}dims"))
-        nodes.append(helper.make_node("Reshape", [source, f"{stem}dims"], [rows]))
-    nodes.append(_reduce("ReduceMean", rows, f"{stem}centre", axis, True, opset, initializers, stem))
-    nodes.append(helper.make_node("Sub", [rows, f"{stem}centre"], [f"{stem}centred"]))
-    nodes.append(_reduce("ReduceSumSquare", f"{stem}centred", f"{stem}squares", axis, False, opset, initializers, stem))
-    flat = f"{stem}flat"
-    initializers.append(numpy_helper.from_array(np.array([-1, probe.channels], np.int64), flat))
-    nodes.append(helper.make_node("Reshape", [f"{stem}centre", flat], [mean]))
-    nodes.append(helper.make_node("Reshape", [f"{stem}squares", flat], [m2]))
-    values = [
-        helper.make_tensor_value_info(mean, kind, None),
-        helper.make_tensor_value_info(m2, kind, None),
-        helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, None),
-    ]
-    return nodes, initializers, values
-
-
-def _reduce(
-    op: str,
-    source: str,
-    target: str,
-    axis: int,
-    keep: bool,
-    opset: int,
-    initializers: list[onnx.TensorProto],
-    stem: str,
-) -> onnx.NodeProto:
-    """A reduction over one axis; the axis is an attribute before opset 18 and an input from there on."""
-    if opset < 18:
-        return helper.make_node(op, [source], [target], axes=[axis], keepdims=int(keep))
-    name = f"{stem}axis_{op}"
-    initializers.append(numpy_helper.from_array(np.array([axis], np.int64), name))
-    return helper.make_node(op, [source, name], [target], keepdims=int(keep))
+        source = node("Cast", source, to=kind)
+    rows, axis = source, -1
+    if probe.axis == 1:
+        rows = node("Reshape", source, numbers("dims", 0, probe.channels, -1))
+    elif probe.axis == -1:
+        rows, axis = node("Reshape", source, numbers("dims", 1, -1, probe.channels)), 1
+    centre = reduce("ReduceMean", rows, axis, 1)
+    squares = reduce("ReduceSumSquare", node("Sub", rows, centre), axis, 0)
+    flat = numbers("flat", -1, probe.channels)
+    graph.outputs = [node("Reshape", centre, flat), node("Reshape", squares, flat), shape]
+    for tensor, name in zip(graph.outputs, probe.outputs, strict=True):
+        tensor.name, tensor.dtype = name, onnx.TensorProto.INT64 if tensor is shape else kind
+    made: onnx.GraphProto = gs.export_onnx(graph).graph
+    made.ClearField("name")  # it goes into a graph that has one
+    return made

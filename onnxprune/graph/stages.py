@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.graph.probes import Probe, probe_nodes
+from onnxprune.graph.probes import Probe, probe_graph
 from onnxprune.graph.walk import bodies, opset_of
 
 LiveType = tuple[int, tuple[int | None, ...]]
@@ -146,10 +146,7 @@ def cut(
     out.node.extend(graph.node[number] for number in nodes)
     opset = opset_of(model)
     for probe in probes:
-        made, initializers, values = probe_nodes(probe, opset)
-        out.node.extend(made)
-        out.initializer.extend(initializers)
-        out.output.extend(values)
+        out.MergeFrom(probe_graph(probe, opset))
     out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
     return stage.SerializeToString(), feed
 
@@ -226,8 +223,5 @@ def tapped(model: onnx.ModelProto, probes: Sequence[Probe]) -> onnx.ModelProto:
     copy.CopyFrom(model)
     opset = opset_of(model)
     for probe in probes:
-        made, initializers, values = probe_nodes(probe, opset)
-        copy.graph.node.extend(made)
-        copy.graph.initializer.extend(initializers)
-        copy.graph.output.extend(values)
+        copy.graph.MergeFrom(probe_graph(probe, opset))
     return copy

@@ -24,9 +24,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from onnxprune.runtime.session import Device, as_array, open_session, run_bound, to_device
 
@@ -104,65 +103,53 @@ def _cube(value: Any, groups: int) -> Floats:
 @functools.lru_cache(maxsize=16)
 def _session(parts: int, with_other: bool, groups: int, bounds: tuple[float, float] | None, device: Device) -> Any:
     """The graph of `moments`, or with ``bounds`` that of `moved_moments`, for so many batches."""
-    nodes: list[onnx.NodeProto] = []
-    constants: dict[str, NDArray[Any]] = {}
+    graph = gs.Graph(name="moments", opset=13, ir_version=7)
+    made: dict[str, gs.Variable] = {}
 
-    def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
+    def node(op: str, *inputs: Any, **attributes: Any) -> gs.Variable:
+        return graph.layer(op=op, inputs=inputs, outputs=[op], attrs=attributes)[0]
 
-    def join(name: str) -> str:
-        names = [f"{name}{number}" for number in range(parts)]
-        return node("Concat", names, name, axis=0) if parts > 1 else names[0]
+    def take(name: str, rank: int) -> gs.Variable:
+        graph.inputs.append(gs.Variable(name, np.float32, [f"{name}_{axis}" for axis in range(rank)]))
+        return graph.inputs[-1]
 
-    def centre(source: str, name: str) -> str:
-        node("ReduceMean", [source], f"{name}_mean", axes=[0], keepdims=1)
-        node("Sub", [source, f"{name}_mean"], f"{name}_once")
-        node("ReduceMean", [f"{name}_once"], f"{name}_rest", axes=[0], keepdims=1)
-        return node("Sub", [f"{name}_once", f"{name}_rest"], f"{name}_centred")
+    def join(name: str) -> gs.Variable:
+        pieces = [take(f"{name}{number}", 2) for number in range(parts)]
+        return node("Concat", *pieces, axis=0) if parts > 1 else pieces[0]
 
-    def by_group(source: str, name: str, perm: Sequence[int]) -> str:
-        """(R, g * n) as (g, R, n) or (g, n, R)."""
-        return node("Transpose", [node("Reshape", [source, "blocks"], f"{name}_split")], name, perm=list(perm))
+    def centre(source: gs.Variable, name: str) -> gs.Variable:
+        mean = made[f"{name}_mean"] = node("ReduceMean", source, axes=[0], keepdims=1)
+        once = node("Sub", source, mean)
+        rest = made[f"{name}_rest"] = node("ReduceMean", once, axes=[0], keepdims=1)
+        return node("Sub", once, rest)
+
+    def by_group(source: gs.Variable, *perm: int) -> gs.Variable:
+        """(R, g * n) with the axes of (R, g, n) in the order ``perm``."""
+        return node("Transpose", node("Reshape", source, [0, groups, -1]), perm=perm)
 
     x, z = join("x"), join("z")
-    other = join("other") if with_other else ""
-    if groups > 1:
-        constants["blocks"] = np.array([0, groups, -1], np.int64)
+    other = join("other") if with_other else None
     target = z
     if bounds is not None:
         if groups == 1:
-            now = node("MatMul", [x, "weight"], "product")
+            now = node("MatMul", x, take("weight", 2))
         else:
-            constants["rows"] = np.array([0, -1], np.int64)
-            made = node("MatMul", [by_group(x, "x_now", [1, 0, 2]), "weight"], "product_split")
-            now = node("Reshape", [node("Transpose", [made], "product_moved", perm=[1, 0, 2]), "rows"], "product")
-        now = node("Add", [now, "shift"], "shifted")
-        now = node("Add", [now, other], "now") if other else now
+            blocks = node("MatMul", by_group(x, 1, 0, 2), take("weight", 3))
+            now = node("Reshape", node("Transpose", blocks, perm=[1, 0, 2]), [0, -1])
+        now = node("Add", now, take("shift", 1))
+        now = node("Add", now, other) if other else now
         for bound, inside, cut in zip(bounds, ("Greater", "Less"), ("Min", "Max"), strict=True):
             if math.isfinite(bound):
-                constants[cut] = np.array(bound, np.float32)
-                node(inside, [z, cut], f"{cut}_inside")
-                target = node("Where", [f"{cut}_inside", target, node(cut, [now, cut], f"{cut}_cut")], f"{cut}_target")
-    y = node("Sub", [target, other], "wanted") if other else target
-    x, y = centre(x, "x"), centre(y, "y")
-    products = [("xy", y)] if bounds is not None else [("xx", x), ("xy", y)]
-    if groups > 1:
-        left = by_group(x, "x_left", [1, 2, 0])
-    for name, right in products:
+                flat = np.array(bound, np.float32)
+                target = node("Where", node(inside, z, flat), target, node(cut, now, flat))
+    x, y = centre(x, "x"), centre(node("Sub", target, other) if other else target, "y")
+    for name, right in [("xy", y)] if bounds is not None else [("xx", x), ("xy", y)]:
         if groups == 1:
-            node("Gemm", [x, right], name, transA=1)
+            made[name] = node("Gemm", x, right, transA=1)
         else:
-            node("MatMul", [left, by_group(right, f"{name}_right", [1, 0, 2])], name)
-    node("ReduceSumSquare", [y], "yy", axes=[0], keepdims=0)
-    given = [(f"{name}{number}", 2) for name in ("x", "z", *(["other"] if other else [])) for number in range(parts)]
-    if bounds is not None:
-        given += [("weight", 2 if groups == 1 else 3), ("shift", 1)]
-    inputs = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [f"{name}_{axis}" for axis in range(rank)]) for name, rank in given
-    ]
-    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in [*_MEANS, *(n for n, _ in products), "yy"]]
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "moments", inputs, outputs, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return open_session(model.SerializeToString(), device, lean=True)
+            made[name] = node("MatMul", by_group(x, 1, 2, 0), by_group(right, 1, 0, 2))
+    made["yy"] = node("ReduceSumSquare", y, axes=[0], keepdims=0)
+    for name, tensor in made.items():
+        tensor.name, tensor.dtype = name, np.float32
+        graph.outputs.append(tensor)
+    return open_session(gs.export_onnx(graph).SerializeToString(), device, lean=True)
