@@ -7,6 +7,8 @@ from models import build, node, parse, rand
 from onnx import TensorProto, helper, numpy_helper
 from product import every_way, outputs, pruned, values
 
+from onnxprune.graph import layers
+
 RNG = np.random.default_rng(0)
 COUNT = 24
 
@@ -159,6 +161,76 @@ def test_recurrent_layers(op):
             assert entry.kept == entry.weights // 2 and entry.repair == "none" and entry.weight == weight
             assert repair == "none" or "pruned, not repaired: recurrent layers are not repaired" in entry.notes
         assert repair == "none" or layer_of(result, "second").repair != "none"
+
+
+def reordered(name, pieces, *, opset=17):
+    """Slices of the rows of a constant, one for each (start, end, step), and their Concat: constants and nodes."""
+    constants, nodes = {"rows": np.array([0])}, []
+    for number, piece in enumerate(pieces):
+        if opset < 10:
+            nodes.append(node("Slice", [name], [f"{name}:{number}"], starts=[piece[0]], ends=[piece[1]], axes=[0]))
+            continue
+        constants |= {f"{name}:{number}:{what}": np.array([value]) for what, value in zip(("start", "end", "step"), piece, strict=True)}
+        reads = [f"{name}:{number}:start", f"{name}:{number}:end", "rows", f"{name}:{number}:step"]
+        nodes.append(node("Slice", [name, *reads], [f"{name}:{number}"]))
+    return constants, [*nodes, node("Concat", [f"{name}:{number}" for number in range(len(pieces))], [f"{name}:joined"], axis=0)]
+
+
+GATES = [(0, 5, 1), (15, 20, 1), (5, 15, 1)]
+LONG = 2**62
+
+
+def test_gates_in_another_order():
+    """As torch exports an LSTM without folding: what is stored is in torch's order of gates, the node sees ONNX's."""
+    constants, nodes = {"w": rand(RNG, 20, 4), "u": rand(RNG, 20, 5), "one": np.array([0])}, []
+    for name in ("w", "u"):
+        more, made = reordered(name, GATES)
+        constants |= more
+        nodes += [*made, node("Unsqueeze", [f"{name}:joined", "one"], [f"{name}:seen"])]
+    nodes += [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "w:seen", "u:seen"], ["", "last"], name="rnn", hidden_size=5),
+        node("Squeeze", ["last", "one"], ["h"]),
+        *tail(),
+    ]
+    model = build(nodes, constants | second(5), {"x": ["N", 6, 4]}, ["y"])
+    for result in every_way(model, {"x": rows(6, 4)}, alloc="uniform").values():
+        for part, weight in (("W", "w"), ("R", "u")):
+            entry = layer_of(result, f"rnn:{part}")
+            assert entry.weight == weight and entry.kept == entry.weights // 2
+            old, new = values(model, weight), values(result.model, weight)
+            smallest = np.sort(np.abs(old), axis=None)[: old.size // 2]
+            np.testing.assert_array_equal(new == 0, np.isin(np.abs(old), smallest))
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_a_weight_in_pieces_is_pruned_and_repaired(opset):
+    pieces = [(2, 4, 1), (4, LONG, 1), (0, 2, 1)] if opset < 10 else [(2, 4, 1), (-1, 3, -1), (1, -LONG, -1)]
+    more, nodes = reordered("w", pieces, opset=opset)
+    nodes += [node("MatMul", ["x", "w:joined"], ["m"], name="mm"), node("Add", ["m", "b"], ["h"]), node("Relu", ["h"], ["y"])]
+    model = build(nodes, more | {"w": rand(RNG, 8, 6), "b": rand(RNG, 6)}, {"x": ["N", 8]}, ["y"], opset=opset)
+    for repair, result in every_way(model, {"x": rows(8)}).items():
+        entry = layer_of(result, "mm")
+        assert entry.kept == 24 and entry.weight == "w"
+        assert repair != "channel" or entry.variance_error_after < 1e-3
+
+
+@pytest.mark.parametrize("pieces", [[(0, 4, 1), (4, 7, 1), (0, 1, 1)], [(0, 4, 1)], [(0, 4, 1), (4, 8, 1), (4, 8, 1)]])
+def test_pieces_that_are_not_the_whole_are_named(pieces):
+    more, nodes = reordered("w", pieces)
+    model = build([*nodes, node("MatMul", ["x", "w:joined"], ["y"], name="mm")], more | {"w": rand(RNG, 8, 6)}, {"x": ["N", None]}, ["y"])
+    assert [entry.reason for entry in layers.find(model).skipped] == ["the weight is made of constants by Concat; fold them first"]
+
+
+def test_a_piece_that_others_read_too_is_left():
+    more, nodes = reordered("w", [(4, 8, 1), (0, 4, 1)])
+    nodes += [node("MatMul", ["x", "w:joined"], ["y"], name="mm"), node("Neg", ["w:0"], ["z"])]
+    model = build(nodes, more | {"w": rand(RNG, 8, 6)}, {"x": ["N", 8]}, ["y", "z"])
+    assert [entry.reason for entry in layers.find(model).skipped] == ["the weight is made of constants by Concat; fold them first"]
+    more, nodes = reordered("w", [(4, 8, 1), (0, 4, 1)])
+    nodes += [node("MatMul", ["x", "w:joined"], ["y"], name="mm"), node("Neg", ["w"], ["z"])]
+    model = build(nodes, more | {"w": rand(RNG, 8, 6)}, {"x": ["N", 8]}, ["y", "z"])
+    assert [entry.reason for entry in layers.find(model).skipped] == ["its weight is also read by Neg 'z'"]
 
 
 EINSUMS = {

@@ -9,9 +9,13 @@ but for the values of their own constants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.walk import label, named_bodies, scopes
@@ -93,6 +97,12 @@ def put_raw(tensor: onnx.TensorProto, data: bytes) -> None:
     for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(name)
     tensor.raw_data = data
+
+
+def fill(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
+    """Put values into a tensor's raw bytes, rounded once to its type."""
+    values = array.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
+    put_raw(tensor, numpy_helper.from_array(np.ascontiguousarray(values)).raw_data)  # which packs types of less than a byte
 
 
 def _main(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

@@ -16,9 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxprune.graph.inlining import SHARED, put_raw
+from onnxprune.graph.inlining import SHARED, fill
+from onnxprune.graph.pieces import joined, picked
 from onnxprune.graph.steps import INTEGERS, OPS, scaled_name, steps_of
-from onnxprune.graph.views import FLOATS, View, dtype_of, layout, see, store, zeros
+from onnxprune.graph.views import FLOATS, View, layout, see, store, zeros
 from onnxprune.graph.walk import CORE, Scope, label, names_read, scopes
 
 __all__ = ["FLOATS", "Changes", "Constants"]
@@ -51,6 +52,8 @@ class Constants:
         self._steps: dict[str, View] = {}
         self._made: dict[str, tuple[Scope, onnx.NodeProto]] = {}
         self._literal: set[str] = set()
+        self._joined = joined(self.scopes)
+        self._into = {name: key for key, pieces in self._joined.items() for name in pieces.slices}
         for scope in self.scopes:
             for tensor in scope.graph.initializer:
                 self._hold(scope.prefix + tensor.name, tensor)
@@ -62,10 +65,7 @@ class Constants:
         self._fed = set() if self._listed else {value.name for value in graph.input}
         self._readers = Counter(names_read(graph))
         self._taken = {tensor.name for tensor in graph.initializer} | set(self._readers) | {value.name for value in graph.input}
-        for scope in self.scopes:
-            self._taken |= scope.made
-        for node in graph.node:
-            self._taken.update(node.output)
+        self._taken.update(*(scope.made for scope in self.scopes), *(node.output for node in graph.node))
 
     def _hold(self, key: str, tensor: onnx.TensorProto) -> None:
         """Note a stored tensor; one that stands in a local function is held under one name for all calls."""
@@ -103,11 +103,18 @@ class Constants:
         chain = self._chain(name)
         view = self._views.get(chain[-1])
         for key in reversed(chain[:-1]):
-            view = None if view is None else steps_of(self._makers[key][1], view, self._sources(key), self)
             if view is None:
                 return None
-            self._steps[key] = view
+            pieces = self._joined.get(key)
+            view = picked(pieces, view, self) if pieces else steps_of(self._makers[key][1], view, self._sources(key), self)
+            if view is not None:
+                self._steps[key] = view
         return view
+
+    def passes(self, scope: Scope, node: onnx.NodeProto) -> bool:
+        """True for a node that only hands a constant on to what is a constant too, as another view of it."""
+        made = scope.key(node.output[0]) if node.output else ""
+        return self.resolve(self._into.get(made, made)) is not None
 
     def sparse(self, name: str) -> bool:
         """True for the main graph's sparse initializers, which are not read."""
@@ -115,8 +122,8 @@ class Constants:
 
     def folded_by(self, name: str) -> str:
         """The operator that makes a tensor out of constants alone by more than steps; empty where it is a constant, or needs an input."""
-        end = self._chain(name)[-1]
-        if end in self._views or end not in self._made:
+        end = next((key for key in reversed(self._chain(name)) if key not in self._views), "")
+        if end not in self._made or self.view(name) is not None:
             return ""
         todo, seen = [end], set()
         while todo:
@@ -131,14 +138,16 @@ class Constants:
         return str(self._made[end][1].op_type)
 
     def _sources(self, name: str) -> list[str]:
-        """The names of what the maker of a tensor reads, empty for an input that is not there."""
+        """The names of what the maker of a tensor reads, empty for an input that is not there; for a Concat, what its Slices read."""
+        if name in self._joined:
+            return [self._joined[name].base]
         scope, node, places = self._makers[name]
         return [scope.key(node.input[at]) if 0 <= at < len(node.input) else "" for at in places]
 
     def _chain(self, name: str) -> list[str]:
         """A tensor and those that it is made from step by step, the last of which is stored or is no constant."""
         chain = [name]
-        while chain[-1] not in self._views and chain[-1] in self._makers:
+        while chain[-1] not in self._views and (chain[-1] in self._makers or chain[-1] in self._joined):
             source = self._sources(chain[-1])[0]
             if source in chain:
                 break
@@ -174,7 +183,7 @@ class Constants:
 
     def _store(self, holder: str, values: NDArray[Any]) -> None:
         for tensor in self._tensors[holder]:
-            _fill(tensor, values)
+            fill(tensor, values)
         if holder not in self.changes.initializers:  # one that was added is named there
             self.changes.values.add(holder)
 
@@ -190,7 +199,7 @@ class Constants:
             return
         name = self.fresh(stem)
         tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
-        _fill(tensor, array)
+        fill(tensor, array)
         self.model.graph.initializer.append(tensor)
         self._hold(name, self.model.graph.initializer[-1])
         if self._listed:
@@ -236,9 +245,3 @@ class Constants:
         if view is None:
             raise KeyError(f"{name}: not a constant of the model")
         return view
-
-
-def _fill(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
-    """Put the values into the tensor's raw bytes, rounded once to its type."""
-    values = np.ascontiguousarray(array.astype(dtype_of(tensor.data_type), copy=False))
-    put_raw(tensor, numpy_helper.from_array(values).raw_data)  # which packs types of less than a byte

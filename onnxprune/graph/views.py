@@ -2,6 +2,7 @@
 
     Moved      Transpose
     Shaped     Reshape, Squeeze, Unsqueeze, Flatten
+    Picked     Concat of Slices that take every element once
     Typed      Cast from one float type to another
     Rounded    QuantizeLinear     q = round(x / scale) + zero, cut to the type's range
     Scaled     DequantizeLinear   x = (q - zero) * scale
@@ -37,6 +38,14 @@ class Shaped:
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Another order of the elements: ``order`` has the flat place of each before, int64, in the shape that they have then."""
+
+    before: tuple[int, ...]
+    order: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Scaled:
     grid: Grid
 
 
-Step = Moved | Shaped | Typed | Rounded | Scaled
+Step = Moved | Shaped | Picked | Typed | Rounded | Scaled
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def store(steps: tuple[Step, ...], values: Array, read: Read) -> Array:
 
 def layout(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """The steps that move elements, without those that change their values."""
-    return tuple(step for step in steps if isinstance(step, (Moved, Shaped)))
+    return tuple(step for step in steps if isinstance(step, (Moved, Shaped, Picked)))
 
 
 def behind_grid(steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -164,6 +173,8 @@ def _forward(step: Step, values: Array, read: Read) -> Array:
             return values.transpose(perm)
         case Shaped(_, after):
             return values.reshape(after)
+        case Picked(_, order):
+            return values.reshape(-1)[order]
         case Typed(_, after):
             with np.errstate(over="ignore"):
                 return values.astype(dtype_of(after))
@@ -179,6 +190,8 @@ def _backward(step: Step, values: Array, read: Read) -> Array:
             return values.transpose(np.argsort(perm))
         case Shaped(before, _):
             return values.reshape(before)
+        case Picked(before, order):
+            return values.reshape(-1)[np.argsort(order, axis=None)].reshape(before)
         case Typed(before, _):
             return values.astype(dtype_of(before))
         case Rounded(grid):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from onnxprune.graph.steps import INTEGERS, OPS, scaled_name
+from onnxprune.graph.steps import INTEGERS, scaled_name
 from onnxprune.graph.tensors import FLOATS, Constants
 from onnxprune.graph.walk import CORE, Scope, label
 
@@ -163,7 +163,7 @@ def other_readers(constants: Constants, uses: Mapping[str, Set[tuple[int, int]]]
                 holder = constants.resolve(key) if key else None
                 if holder is None or (place, number) in uses.get(holder, {(place, number)}):
                     continue
-                if at == 0 and node.op_type in OPS and constants.resolve(scope.key(node.output[0])) is not None:
+                if at == 0 and constants.passes(scope, node):
                     continue
                 inside = f" in the {scope.where}" if scope.where else ""
                 found.setdefault(holder, f"{node.op_type} {label(node)!r}{inside}")

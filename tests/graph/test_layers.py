@@ -342,6 +342,14 @@ def test_weights_that_are_none():
     }
 
 
+def test_a_sparse_initializer_is_named():
+    model = build([node("MatMul", ["x", "w"], ["y"], name="mm")], {}, {"x": ["N", 3]}, ["y"])
+    dense = onnx.helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])
+    places = onnx.helper.make_tensor("", TensorProto.INT64, [2], [0, 4])
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(dense, places, [3, 2]))
+    assert reasons(model) == {"mm": "the weight is a sparse initializer; store it dense to prune it"}
+
+
 def test_weights_of_other_types():
     nodes = [node("MatMul", ["x", "w"], ["a"], name="integer")]
     model = build(nodes, {"w": np.ones((3, 3), np.int32)}, {"x": [3, 3]}, [])

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from onnxprune.graph.views import Grid, Moved, Rounded, Scaled, Shaped, Typed, layout, limits, see, spread, store, zeros
+from onnxprune.graph.views import Grid, Moved, Picked, Rounded, Scaled, Shaped, Typed, layout, limits, see, spread, store, zeros
 
 FLOAT, HALF, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8
 NUMBERS = {"s": np.array([0.5, 2.0], np.float32), "z": np.array([1, -3], np.int8), "one": np.float32(0.25)}
@@ -24,6 +24,14 @@ def test_steps_by_hand():
     np.testing.assert_array_equal(store(steps, seen, read), stored)
     np.testing.assert_array_equal(zeros(steps, (2, 3), read), [[1, 1, 1], [-3, -3, -3]])
     assert layout(steps) == steps[1:]
+
+
+def test_another_order_by_hand():
+    stored = np.array([[10, 20], [30, 40], [50, 60]])
+    steps = (Picked((3, 2), np.array([[4, 5, 0], [1, 2, 3]])),)
+    np.testing.assert_array_equal(see(steps, stored, read), [[50, 60, 10], [20, 30, 40]])
+    np.testing.assert_array_equal(store(steps, np.array([[1, 2, 3], [4, 5, 6]]), read), [[3, 4], [5, 6], [1, 2]])
+    assert layout(steps) == steps
 
 
 def test_values_that_a_grid_does_not_have_are_rounded_and_cut():
@@ -58,7 +66,11 @@ def test_any_chain_can_be_undone(data):
     stored = np.random.default_rng(seed).integers(-100, 100, shape).astype(np.int8)
     steps, now = [Scaled(Grid("one", "", 0, 0, "d", INT8, FLOAT))], shape
     for _ in range(data.draw(st.integers(0, 4))):
-        if data.draw(st.booleans()):
+        what = data.draw(st.sampled_from(["move", "shape", "pick"]))
+        if what == "pick":
+            places = np.arange(np.prod(now)).reshape(now)
+            steps.append(Picked(now, np.random.default_rng(seed + 1).permuted(places)))
+        elif what == "move":
             perm = tuple(data.draw(st.permutations(range(len(now)))))
             steps.append(Moved(perm))
             now = tuple(now[axis] for axis in perm)
