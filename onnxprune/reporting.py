@@ -72,6 +72,9 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
     notes = []
     if masked.unfolded[number] and keep < layer.size:
         notes.append("ranked unfolded")
+    view = masked.constants.view(layer.seen)
+    if keep < layer.size and options.alloc == "global" and not options.pattern and view is not None and view.grid and not view.grid.scale:
+        notes.append("ranked by its integers: their scale was not found")
     if number in masked.left:
         notes.append(masked.left[number])
     elif not taken:

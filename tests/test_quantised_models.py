@@ -196,3 +196,49 @@ def test_a_zero_point_computed_at_run_time_is_skipped():
     model.graph.input.append(helper.make_tensor_value_info("x_q", TensorProto.UINT8, ["N", 8]))
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.INT8, [1]))
     assert {entry.name: entry.reason for entry in find(model).skipped} == {"q": "its zero point is computed at run time"}
+
+
+def dynamic(op, scales):
+    """Two layers with the same integers and other scales, as ONNX Runtime's quantize_dynamic writes them."""
+    shape, given, pads = ((4, 3, 3, 3), SIZE, {"pads": [1, 1, 1, 1]}) if op == "ConvInteger" else ((8, 8), (8,), {})
+    constants, nodes, inputs = {}, [], {}
+    for name, scale in scales.items():
+        constants |= {
+            f"{name}w": np.arange(1, np.prod(shape) + 1).reshape(shape).astype(np.uint8),
+            f"{name}s": scale,
+            f"{name}z": np.uint8(0),
+        }
+        inputs[f"{name}x"] = ["N", *given]
+        nodes += [
+            node("DynamicQuantizeLinear", [f"{name}x"], [f"{name}q", f"{name}qs", f"{name}qz"]),
+            node(op, [f"{name}q", f"{name}w", f"{name}qz", f"{name}z"], [f"{name}i"], name=name, **pads),
+            node("Cast", [f"{name}i"], [f"{name}f"], to=TensorProto.FLOAT),
+            node("Mul", [f"{name}qs", f"{name}s"], [f"{name}both"]),
+            node("Mul", [f"{name}f", f"{name}both"], [f"{name}y"]),
+        ]
+    return build(nodes, constants, inputs, [f"{name}y" for name in scales])
+
+
+@pytest.mark.parametrize("op", ["ConvInteger", "MatMulInteger"])
+def test_dynamic_quantisation_is_ranked_by_its_floats(op):
+    given = SIZE if op == "ConvInteger" else (8,)
+    feed = {name: np.random.default_rng(6).normal(size=(8, *given)).astype(np.float32) for name in ("smallx", "largex")}
+    model = dynamic(op, {"small": np.float32(0.01), "large": np.float32(1000)})
+    small, large = pruned(model, feed, repair="channel", alloc="global").report.layers
+    assert (small.name, small.kept, large.kept, large.density) == ("small", 0, large.weights, 1.0)
+    assert not any("ranked by its integers" in note for entry in (small, large) for note in entry.notes)
+
+
+def test_a_scale_for_every_column_of_a_matrix():
+    scale = np.array([0.01] * 4 + [1000.0] * 4, np.float32)
+    result = pruned(dynamic("MatMulInteger", {"mm": scale}), {"mmx": np.ones((8, 8), np.float32)}, repair="none")
+    assert (values(result.model, "mmw")[:, :4] == 0).all() and (values(result.model, "mmw")[:, 4:] != 0).all()
+
+
+def test_integers_whose_scale_is_not_found_are_ranked_as_they_are_and_say_so():
+    model, given, _ = qlinear("MatMulInteger")
+    feed = {"x": np.random.default_rng(6).normal(0.5, 1, (24, *given)).astype(np.float32)}
+    for alloc, sparsity in (("global", 0.9), ("uniform", 0.5)):
+        report = pruned(model, feed, repair="none", alloc=alloc, sparsity=sparsity).report
+        told = {entry.name for entry in report.layers if "ranked by its integers: their scale was not found" in entry.notes}
+        assert told == ({"q"} if alloc == "global" else set())

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from onnxprune.graph.inlining import SHARED, fill
 from onnxprune.graph.pieces import joined, picked
+from onnxprune.graph.scales import scales_behind
 from onnxprune.graph.steps import INTEGERS, OPS, scaled_name, steps_of
 from onnxprune.graph.views import FLOATS, View, layout, see, store, zeros
 from onnxprune.graph.walk import CORE, Scope, label, names_read, scopes
@@ -51,7 +52,7 @@ class Constants:
         self._makers: dict[str, tuple[Scope, onnx.NodeProto, tuple[int, ...]]] = {}
         self._steps: dict[str, View] = {}
         self._made: dict[str, tuple[Scope, onnx.NodeProto]] = {}
-        self._literal: set[str] = set()
+        self._literal, self._behind = set[str](), dict[str, str]()
         self._joined = joined(self.scopes)
         self._into = {name: key for key, pieces in self._joined.items() for name in pieces.slices}
         for scope in self.scopes:
@@ -59,6 +60,7 @@ class Constants:
                 self._hold(scope.prefix + tensor.name, tensor)
             for node in scope.nodes:
                 self._note(scope, node)
+        self._behind |= scales_behind(self.scopes, self)
         graph = model.graph
         # Before IR version 4 every initializer must be listed as an input too; only from there on does it say that callers feed it.
         self._listed = model.ir_version < 4
@@ -142,7 +144,8 @@ class Constants:
         if name in self._joined:
             return [self._joined[name].base]
         scope, node, places = self._makers[name]
-        return [scope.key(node.input[at]) if 0 <= at < len(node.input) else "" for at in places]
+        found = [scope.key(node.input[at]) if 0 <= at < len(node.input) else "" for at in places]
+        return [found[0], self._behind[name], *found[2:]] if name in self._behind else found
 
     def _chain(self, name: str) -> list[str]:
         """A tensor and those that it is made from step by step, the last of which is stored or is no constant."""
