@@ -16,8 +16,7 @@ from onnxprune.comparing import compare_files, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.graph import inlining, layers, model
 from onnxprune.job import plan_jobs, prune_file
-from onnxprune.numerics.allocation import ALLOCATIONS
-from onnxprune.options import DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
+from onnxprune.options import ALLOCS, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
 from onnxprune.pipeline import plan
 from onnxprune.report import to_json
 from onnxprune.runtime.calibration import Preprocess
@@ -62,7 +61,7 @@ def with_options(*options: Decorator) -> Decorator:
 
 
 ALLOCATION = (
-    click.option("--alloc", type=click.Choice(list(ALLOCATIONS)), default=DEFAULT_ALLOC, show_default=True,
+    click.option("--alloc", type=click.Choice(ALLOCS), default=DEFAULT_ALLOC, show_default=True,
                  help="How the kept weights are shared out over the layers."),
     click.option("--include", multiple=True, metavar="REGEX", help="Prune only layers whose name matches. May repeat."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Leave layers whose name matches dense. May repeat."),
@@ -128,7 +127,7 @@ def command() -> Decorator:
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
 @click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")
-@click.option("--dry-run", is_flag=True, help="Show the allocation; no samples are needed, nothing is written.")
+@click.option("--dry-run", is_flag=True, help="Show the allocation and write nothing; error alone needs samples.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
@@ -145,7 +144,7 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
     console = terminal.stdout()
     if dry_run:
         for path in models:
-            terminal.show_plan(console, path, plan(path, asked), quiet=quiet)
+            terminal.show_plan(console, path, plan(path, asked, calib or None), quiet=quiet)
         return
     for job in plan_jobs(list(models), output, out_dir, report, force=force):
         with bars.progress(job.source.name, quiet=quiet) as tell:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,27 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
     names = [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
     if not names:  # ONNX Runtime takes no names for all names
         return {}
+
+    def made() -> Iterator[tuple[int, Sequence[NDArray[Any]]]]:
+        for batch in batches:
+            yield size_of(batch, axes), run_session(session, batch, names)
+            tick()
+
+    return stacked(names, made(), axes)
+
+
+def size_of(batch: Batch, axes: Axes) -> int:
+    """How many samples a batch has."""
+    return next((batch[name].shape[axis] for name, axis in axes.inputs.items() if axis is not None), 1)
+
+
+def stacked(names: Sequence[str], made: Iterable[tuple[int, Sequence[NDArray[Any]]]], axes: Axes) -> Outputs:
+    """Output name -> the values over all batches, from each batch's number of samples and values; see collect."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    for batch in batches:
-        size = next((batch[name].shape[axis] for name, axis in axes.inputs.items() if axis is not None), 1)
-        for name, made in zip(names, run_session(session, batch, names), strict=True):
-            value = axes.output(name, made)
+    for size, values in made:
+        for name, given in zip(names, values, strict=True):
+            value = axes.output(name, given)
             parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, 1, -1))
-        tick()
     return {name: _joined(values) for name, values in parts.items()}
 
 
@@ -53,6 +67,14 @@ def _row(values: NDArray[Any], width: int) -> NDArray[np.float64]:
     return np.pad(flat, (0, width - flat.size)).reshape(1, 1, width)
 
 
+def paired(values: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two outputs in one shape: as they are, or, where the values decided their shapes, all of each as one sample."""
+    if values.shape == theirs.shape:
+        return values, theirs
+    width = max(values.size, theirs.size)
+    return _row(values, width), _row(theirs, width)
+
+
 def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ...]:
     """The agreement of every output. Where the values decide the shape (a detector's boxes), all of an output is one sample;
     an output in which the dense model gives no number is left out.
@@ -67,9 +89,7 @@ def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ..
         theirs = other[name]
         if not values.size:
             continue
-        if values.shape != theirs.shape:
-            width = max(values.size, theirs.size)
-            values, theirs = _row(values, width), _row(theirs, width)
+        values, theirs = paired(values, theirs)
         found: Agreement = agreement(values, theirs)
         entries.append(OutputAgreement(name, found.samples, found.top1, found.kl, found.cosine, found.sqnr_db))
     return tuple(entries)

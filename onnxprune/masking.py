@@ -14,8 +14,9 @@ from onnxprune.errors import AllocationError, ModelError
 from onnxprune.graph import geometry, layers
 from onnxprune.graph.gains import scaled
 from onnxprune.graph.tensors import Constants
-from onnxprune.numerics import allocation, masks
-from onnxprune.options import Options, fixed_sparsity, selected
+from onnxprune.numerics import allocation, budget, masks
+from onnxprune.numerics.budget import Curve
+from onnxprune.options import MEASURED, Options, fixed_sparsity, selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +32,14 @@ class Masked:
     """Layers whose weights were ranked with a folded BatchNormalization's scale taken out."""
     left: Mapping[int, str]
     """Layers that could not take the n:m pattern, and why."""
+    measured: Mapping[int, Curve | str]
+    """The error curves of the layers, or why there is none."""
 
 
-def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
+def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str, Curve | str] = {}) -> Masked:
     """A copy of the model in which every chosen layer keeps its share of the weights and the rest are zero.
+
+    ``measured`` is what `budgeting.measure` gave, by a weight's name; without it the allocation "error" gives the counts of "lamp".
 
     Raises:
         ModelError: the model has no layer that can be pruned.
@@ -65,7 +70,12 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
     kept: list[NDArray[np.bool_]] = []
     if options.n_m is None:
         shares = {places.index(number): value for number, value in fixed.items()}
-        counts = allocation.allocate(options.alloc, scores, options.sparsity, shares)
+        if options.alloc == MEASURED:
+            told = {place: measured.get(found.layers[number].weight) for place, number in enumerate(places)}
+            curves = {place: curve for place, curve in told.items() if isinstance(curve, Curve)}
+            counts = budget.by_error(scores, curves, options.sparsity, shares)
+        else:
+            counts = allocation.allocate(options.alloc, scores, options.sparsity, shares)
         kept = [masks.top(score, count) for score, count in zip(scores, counts, strict=True)]
     else:
         for number, score in zip(places, scores, strict=True):
@@ -81,7 +91,8 @@ def apply_masks(model: onnx.ModelProto, options: Options) -> Masked:
             constants.mask(found.layers[number].seen, mask)
     unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
     pruned = tuple(take and number not in left for number, take in enumerate(chosen))
-    return Masked(copy, constants, found, pruned, tuple(keep), unfolded, left)
+    curved = {number: measured[layer.weight] for number, layer in enumerate(found.layers) if layer.weight in measured}
+    return Masked(copy, constants, found, pruned, tuple(keep), unfolded, left, curved)
 
 
 def _pattern_mask(constants: Constants, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:

@@ -14,6 +14,9 @@ from onnxprune.runtime.calibration import Preprocess
 
 REPAIRS = ("none", "bn", "layer", "channel", "asr", "reconstruct")
 UNSET = -math.inf  # no sparsity was given
+MEASURED = "error"
+"""The allocation that needs samples: by the layers' measured error curves."""
+ALLOCS = (*ALLOCATIONS, MEASURED)
 DEFAULT_ALLOC = "erk"
 DEFAULT_REPAIR = "channel"
 
@@ -60,7 +63,7 @@ class Options:
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
             if not 0 <= value < 1:  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
-        for flag, word, choices in (("--alloc", self.alloc, tuple(ALLOCATIONS)), ("--repair", self.repair, REPAIRS)):
+        for flag, word, choices in (("--alloc", self.alloc, ALLOCS), ("--repair", self.repair, REPAIRS)):
             if word not in choices:
                 raise UsageError(f"{flag} {word!r} is not known; choose one of {', '.join(choices)}")
         if not (math.isfinite(self.holdout) and 0 <= self.holdout < 1):
@@ -83,6 +86,11 @@ class Options:
                     re.compile(pattern)
                 except re.error as error:
                     raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+    @property
+    def measured(self) -> bool:
+        """True where the layers' errors must be measured before the sparsity can be shared out."""
+        return self.alloc == MEASURED and self.n_m is None and self.sparsity > 0
 
     @property
     def n_m(self) -> tuple[int, int] | None:

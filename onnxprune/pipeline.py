@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.budgeting import NO_SAMPLES, chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.errors import GateError, UsageError
 from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
@@ -72,14 +74,20 @@ def prune(
     return run(model, calib, Options(**options), progress)
 
 
-def plan(model: str | Path | onnx.ModelProto, options: Options) -> Report:
-    """The report of a run that stops after the allocation: what each layer would keep. Needs no samples."""
+def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | None = None) -> Report:
+    """The report of a run that stops after the allocation: what each layer would keep. Only the allocation "error" reads samples."""
     clock = Clock()
+    if options.measured and calib is None:
+        raise UsageError(NO_SAMPLES)
     with clock.phase("load"):
         dense = inlined(model if isinstance(model, onnx.ModelProto) else files.load(Path(model)).model)
     with clock.phase("allocation"):
         masked = apply_masks(dense, options)
-    return build(masked, options, [], None, None, None, clock.seconds, [])
+    taken = None
+    if options.measured and calib is not None:
+        taken = draw(calib, dense, options, holdout=options.holdout)
+        masked = _by_error(dense, masked, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
+    return build(masked, options, [], None, None if taken is None else taken.report, None, clock.seconds, [])
 
 
 def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress) -> Result:
@@ -89,6 +97,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     if calib is None and (options.repair != "none" or options.min_agreement is not None):
         what = f"--repair {options.repair}" if options.repair != "none" else "--min-agreement"
         raise UsageError(f"{what} needs calibration samples; give --calib PATH, or --repair none for masks alone")
+    if calib is None and options.measured:
+        raise UsageError(NO_SAMPLES)
     with clock.phase("load"):
         loaded = None if isinstance(model, onnx.ModelProto) else files.load(Path(model))
         given = loaded.model if loaded is not None else model
@@ -98,21 +108,21 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
         masked = apply_masks(dense, options)
     outcomes: list[Outcome] = []
     agreement: AgreementReport | None = None
-    taken: Taken | None = None
-    device: Device | None = None
+    tools: Tools | None = None
     if calib is not None:
-        device = choose_device(options.device)
-        taken = draw(calib, dense, options, holdout=options.holdout)
+        device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
         notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
         tools = Tools(device, taken, clock, progress)
+        if options.measured:
+            masked = _by_error(dense, masked, options, tools)
         first = _outputs(dense, "dense outputs", tools)
         masks_alone = _outputs(masked.model, "masked outputs", tools) if options.repair != "none" else None
         outcomes = _repair(dense, masked, options, tools)
         last = _outputs(masked.model, "repaired outputs", tools)
         if first is not None and last is not None:
             agreement = judge(first, masks_alone or last, last)
-    used = None if taken is None else taken.report
-    report = build(masked, options, outcomes, agreement, used, device, clock.seconds, notes)
+    used, ran = (None, None) if tools is None else (tools.taken.report, tools.device)
+    report = build(masked, options, outcomes, agreement, used, ran, clock.seconds, notes)
     _gate(options, agreement)
     changes = masked.constants.changes
     product = restored(given, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
@@ -174,6 +184,17 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: flo
     fixed = fixed_batch(specs)
     split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
     return Taken(samples, split, fixed or options.batch_size, axes, width_axes(specs) if options.mirror else {})
+
+
+def _by_error(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> Masked:
+    """The model masked anew, by curves measured on samples that repair."""
+    taken = tools.taken
+    rows = chosen_samples(taken.split.repair, taken.batch_size)
+    with tools.clock.phase("error curves"):
+        told = partial(ticker, tools.progress, "error curves")
+        measured = measure(dense, masked, options, lambda: taken.batches(rows), taken.axes, tools.device, told)
+    with tools.clock.phase("allocation"):
+        return apply_masks(dense, options, measured)
 
 
 def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:

@@ -62,10 +62,10 @@ def reconstruct_in_order(
     model = constants.model
     original = Constants(dense)
     points = points_of(layers.find(model, include))
-    solvable = [point for point in points if point.dense_tensor in reached and isinstance(_shape(constants, point), Geometry)]
+    solvable = [point for point in points if point.dense_tensor in reached and isinstance(shape_of(constants, point), Geometry)]
     affine.insert(model, affine.give_biases(constants, solvable))
     points = [point for point in points_of(layers.find(model, include)) if point.dense_tensor in reached]
-    shapes = {id(point): _shape(constants, point) for point in points}
+    shapes = {id(point): shape_of(constants, point) for point in points}
     by = readers(model)
     joins = {id(point): join_of(model, constants, by, point.dense_tensor, point.use.node) for point in points if point.use is not None}
     goals: list[str] = []
@@ -98,7 +98,7 @@ def reconstruct_in_order(
     return outcomes
 
 
-def _shape(constants: Constants, point: Point) -> Geometry | str:
+def shape_of(constants: Constants, point: Point) -> Geometry | str:
     """The layer's geometry, or why it takes the channel repair."""
     if point.layer is None or point.use is None:
         return "it is a normalisation of its own"
@@ -126,7 +126,7 @@ def _solve(
 ) -> Outcome:
     """Solve one layer and write it, or its channel repair where that is better on the held-out rows."""
     assert point.layer is not None
-    gain, _ = _normalisation(constants, point)
+    gain, _ = normalisation_of(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     fit, held = rows.grams(shape.group)
@@ -142,7 +142,7 @@ def _solve(
         gains = channel_gains(whole, masked) if plain[1] == "channel" else np.ones(len(masked))
         weight = masked * gains[:, None]
         note = (f"{plain[1]} repair: the solution's held-out error {found.error_after:.3g} is not below {plain[0]:.3g}",)
-        _write(constants, point, shape, weight, whole.shift(weight))
+        write_layer(constants, point, shape, weight, whole.shift(weight))
         outcome = _outcome(point, plain[1], whole, masked, weight, before, plain[0], found, note)
         return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
     weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
@@ -150,21 +150,21 @@ def _solve(
         for _ in range(ROUNDS):
             whole = rows.moved(whole, weight, join.low, join.high)
             weight = refit(whole, dense, found.mask, found.ridge, weight)
-    _write(constants, point, shape, weight, whole.shift(weight))
+    write_layer(constants, point, shape, weight, whole.shift(weight))
     return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())
 
 
-def _normalisation(constants: Constants, point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def normalisation_of(constants: Constants, point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gain and shift between what the layer's node gives and the point's dense tensor: those of its BatchNormalization, else 1 and 0."""
     if point.norm is None:
         return np.ones(point.channels), np.zeros(point.channels)
     return affine.normalisation(constants, constants.model.graph.node[point.norm.node], point.norm)
 
 
-def _write(constants: Constants, point: Point, shape: Geometry, weight: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     """Write a weight (C, K) and a bias (C,), both as seen behind the BatchNormalization if there is one."""
     assert point.layer is not None
-    gain, _ = _normalisation(constants, point)
+    gain, _ = normalisation_of(constants, point)
     inverse = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain != 0)
     stored = constants.read(point.layer.seen)
     constants.write(point.layer.seen, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))

@@ -16,6 +16,7 @@ SCHEMA = 1
 class LayerReport:
     """One prunable weight. ``pruned`` is False for a layer left out by --include or --exclude; it keeps all its weights.
 
+    ``importance`` is the outputs' relative error over the layer's own, of an allocation by measured errors, None without one.
     ``nonzero`` counts the values in the file that goes out; it is below ``kept`` where kept weights were zero already.
     Variance errors are root mean squares over channels of log(v_current / v_dense), None where the repair did not touch the layer.
     A reconstruction also gives its relative errors, sum |dense - current|^2 / sum |dense - mean|^2 over rows that were held out, with the
@@ -30,6 +31,7 @@ class LayerReport:
     kept: int
     nonzero: int
     density: float
+    importance: float | None
     pruned: bool
     repair: str
     channels: int

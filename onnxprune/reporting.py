@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.masking import Masked
+from onnxprune.numerics.budget import Curve
 from onnxprune.options import Options
 from onnxprune.report import (
     AgreementReport,
@@ -79,6 +80,9 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
         notes.append(masked.left[number])
     elif not taken:
         notes.append("left dense by --include or --exclude")
+    curve = masked.measured.get(number)
+    if isinstance(curve, str):
+        notes.append(f"counted by lamp: {curve}")
     if keep == 0 and layer.size:
         notes.append("keeps no weight: the layer is cut")
     if len(layer.uses) > 1:
@@ -99,6 +103,7 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
         kept=keep,
         nonzero=int(np.count_nonzero(masked.constants.read(layer.seen))),
         density=keep / layer.size if layer.size else 1.0,
+        importance=curve.importance if isinstance(curve, Curve) else None,
         pruned=taken,
         repair=outcomes[0].rule if outcomes else "none",
         channels=layer.uses[0].channels,

@@ -142,6 +142,27 @@ def sample_rows(
     return Rows(x, z, other, sum(len(places[number]) for number in fit)), join
 
 
+def dense_rows(
+    model: onnx.ModelProto, point: Point, shape: Geometry, stream: Stream, most: int, rng: np.random.Generator, device: Device
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Walk one stream up to a layer, and gather of every batch the same rows of its input (R, groups * K) and of its output (R, C).
+
+    ``most`` rows over all batches. The layer itself has not run in the stream, so its parameters may still change there.
+    """
+    assert point.use is not None
+    name = input_of(model, point)
+    inputs = stream.values([name], point.use.node)
+    rows = []
+    for batch, (output,) in zip(inputs, stream.finish([point.dense_tensor], len(inputs)), strict=True):
+        given = batch[name]
+        at = _places(shape, output, -(-most // len(inputs)), rng)
+        index = geometry.sources(shape, tuple(given.shape()), tuple(output.shape()), at)
+        x = gather(given, geometry.last_axis(len(given.shape()), shape), index, device)
+        y = gather(output, geometry.last_axis(len(output.shape()), shape), at[:, None], device)
+        rows.append((as_array(x), as_array(y)))
+    return rows
+
+
 def _places(shape: Geometry, value: Any, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Output rows of one batch: all, or ``most`` drawn without repetition, ascending, int64."""
     dims = [value.shape()[axis] for axis in geometry.last_axis(len(value.shape()), shape)[:-1]]

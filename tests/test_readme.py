@@ -26,8 +26,7 @@ import onnxprune
 from onnxprune import errors, pipeline, report
 from onnxprune.cli import cli
 from onnxprune.comparing import Comparison, LayerDensity
-from onnxprune.numerics.allocation import ALLOCATIONS
-from onnxprune.options import DEFAULT_REPAIR, REPAIRS
+from onnxprune.options import ALLOCS, DEFAULT_REPAIR, REPAIRS
 from onnxprune.runtime.images import SUFFIXES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +108,7 @@ def test_every_option_named_exists(document: str) -> None:
 
 
 def test_every_allocation_and_repair_is_listed_once_and_the_default_is_named() -> None:
-    assert [cells[0].strip("`") for cells in rows(section("Allocations", "###"))] == list(ALLOCATIONS)
+    assert [cells[0].strip("`") for cells in rows(section("Allocations", "###"))] == list(ALLOCS)
     repairs = {cells[0].strip("`"): cells[1] for cells in rows(section("Repairs", "###"))}
     assert list(repairs) == list(REPAIRS)
     assert [name for name, text in repairs.items() if "The default" in text] == [DEFAULT_REPAIR]

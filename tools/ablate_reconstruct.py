@@ -18,6 +18,7 @@ import reference
 import onnxprune
 from onnxprune import reconstructing, sampling
 from onnxprune.numerics import reconstruct as numerics
+from onnxprune.numerics.agreement import agreement
 
 LAYER = numerics.reconstruct
 
@@ -69,10 +70,13 @@ def main() -> None:
         seconds, used = time.perf_counter() - start, time.process_time() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
         errors = [layer.relative_error_after for layer in result.report.layers if layer.relative_error_after]
-        top1 = reference.top1(result.model, args.model)
+        found, labels = reference.outputs(result.model, args.model)
+        near = agreement(reference.outputs(reference.FOLDER / args.model, args.model)[0], found)
+        curves = result.report.seconds.get("error curves", 0.0)
         print(
-            f"seed {seed}: top-1 {top1:.4f}, sparsity {result.report.sparsity:.4f}, layer error {np.exp(np.mean(np.log(errors))):.4f}, "
-            f"{seconds:.1f} s ({used:.0f} CPU s), peak {peak:.0f} MB",
+            f"seed {seed}: top-1 {(found.argmax(1) == labels).mean():.4f}, agreement {near.top1:.4f}, KL {near.kl:.4f}, "
+            f"layer error {np.exp(np.mean(np.log(errors))):.4f}, sparsity {result.report.sparsity:.4f}, "
+            f"{seconds:.1f} s ({used:.0f} CPU s, {curves:.1f} s of curves), peak {peak:.0f} MB",
             flush=True,
         )
 

@@ -42,6 +42,12 @@ def samples(model: str) -> Any:
 
 def top1(model: onnx.ModelProto | Path, name: str) -> float:
     """Top-1 accuracy on the suite's labelled samples, as evaluate.py of the reference folder computes it."""
+    found, labels = outputs(model, name)
+    return float((found.argmax(1) == labels).mean())
+
+
+def outputs(model: onnx.ModelProto | Path, name: str) -> tuple[Any, Any]:
+    """The first output on the suite's labelled samples, (N, classes), and the labels (N,)."""
     sys.path.insert(0, str(FOLDER))
     import evaluate  # the reference folder's own script
 
@@ -52,8 +58,8 @@ def top1(model: onnx.ModelProto | Path, name: str) -> float:
     feed = session.get_inputs()[0].name
     step = 250 if suite(name) == "cifar10" else 32
     images = np.ascontiguousarray(images)
-    found = [session.run(None, {feed: images[at : at + step]})[0].argmax(1) for at in range(0, len(images), step)]
-    return float((np.concatenate(found) == labels).mean())
+    found = [session.run(None, {feed: images[at : at + step]})[0] for at in range(0, len(images), step)]
+    return np.concatenate(found), labels
 
 
 def require() -> None:

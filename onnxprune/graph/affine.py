@@ -80,6 +80,15 @@ def give_biases(constants: Constants, points: Sequence[Point]) -> list[tuple[int
     return added
 
 
+def shift_input(constants: Constants, point: Point) -> tuple[onnx.NodeProto, int]:
+    """The node, and the number of its input, that `write_shift` writes: the BatchNormalization's bias or the layer's own."""
+    nodes = constants.model.graph.node
+    if point.norm is not None:
+        return nodes[point.norm.node], point.norm.bias
+    assert point.use is not None and point.use.bias is not None
+    return nodes[point.use.bias.node], point.use.bias.index
+
+
 def write_shift(constants: Constants, point: Point, shift: Vector) -> None:
     """Make ``shift`` all that is added to weight @ input at the point's ``dense_tensor``, in units of what leaves it.
 

@@ -124,7 +124,7 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
 
     start: (C, K) weights near by, from which an iterative solve begins.
     """
-    lam = _ridge(fit, ridge)
+    lam = ridge_of(fit, ridge)
     rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(w0.shape) + np.repeat(lam, len(w0) // len(lam))[:, None] * w0
     return solve(fit.xx, rhs, lam, mask, w0 if start is None else start, rows=fit.count)
 
@@ -171,7 +171,7 @@ def reconstruct(
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
     middle = sorted(ridges)[len(ridges) // 2]
-    lam = _ridge(fit, middle)
+    lam = ridge_of(fit, middle)
     mask, weight, gains = thin(fit.xx, fit.xy / fit.count, w0, lam, sizes, pattern, fit.count, near)
     power = max(float(fit.yy.sum()) / fit.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
@@ -185,50 +185,7 @@ def reconstruct(
     return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(steps), curve)
 
 
-def rebalance(layers: Sequence[Reconstruction], importance: Sequence[float], *, least: float = 0.3, most: float = 3.0) -> list[int]:
-    """Keep counts of the same total as the layers' now, moved to where a weight lowers the layers' errors most.
-
-    A layer's error near k weights is about a k^-b, a and b from the last two steps of its curve (SPDY, arXiv 2201.13096,
-    also shares out a budget by measured errors). The sum over layers of importance * a k^-b is least, at a given total,
-    where every layer has importance * a b k^-(b+1) = mu: solve for k, choose mu by bisection, stay within ``least`` and
-    ``most`` times the count of now and within the layer. Layers whose curve is no help (one step, or an error that does
-    not fall) keep their count.
-    """
-    counts = [layer.steps[-1] for layer in layers]
-    free, slope, scale = [], [], []
-    for i, layer in enumerate(layers):
-        if len(layer.steps) < 2 or not 0 < layer.curve[-2] < layer.curve[-1] < np.inf:
-            continue
-        (k0, k1), (e0, e1) = layer.steps[-2:], layer.curve[-2:]
-        b = np.log(e1 / e0) / np.log(k0 / k1)
-        free.append(i)
-        slope.append(b)
-        scale.append(np.log(importance[i] * e1 * b) + b * np.log(k1))
-    if not free:
-        return counts
-    now = np.array([counts[i] for i in free], np.float64)
-    upper = np.minimum(np.floor(most * now), [layers[i].mask.size for i in free])
-    lower = np.minimum(now, np.maximum(1.0, least * now))
-    total, b, a = round(now.sum()), np.array(slope), np.array(scale)
-
-    def at(log_mu: float) -> Floats:
-        k = np.exp(np.minimum((a - log_mu) / (b + 1), 60.0))
-        return np.asarray(np.clip(k, lower, upper))
-
-    low, high = -200.0, 200.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).sum() > total else (low, middle)
-    exact = at(high)
-    whole = np.floor(exact).astype(np.int64)
-    short = total - int(whole.sum())  # goes to the largest remainders; a layer at its bound has none
-    whole[np.argsort(whole - exact, kind="stable")[:short]] += 1
-    for i, k in zip(free, whole, strict=True):
-        counts[i] = int(k)
-    return counts
-
-
-def _ridge(gram: Gram, ridge: float) -> Floats:
+def ridge_of(gram: Gram, ridge: float) -> Floats:
     """lam (g,): ridge times the mean of G's diagonal; 1 for a group whose inputs never vary, which any weight fits."""
     mean = np.einsum("gkk->g", gram.xx) / (gram.count * gram.xx.shape[1])
     return np.where(mean > 0, ridge * mean, 1.0)

@@ -159,13 +159,13 @@ def solve_iterative(
     return W.reshape(C, K).astype(np.float64)
 
 
-def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, rows: int = 1, rough: bool = False) -> Floats:
-    """The weights (C, K) of (1) by the cheaper solver; ``rough`` when they only decide what to drop next.
+def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, rows: int = 1, effort: tuple[int, float] = FINE) -> Floats:
+    """The weights (C, K) of (1) by the cheaper solver; conjugate gradients take ``effort``, iterations at most and a tolerance.
 
     start: (C, K) float64, weights near by. The rest as in `solve_exact`.
     """
     C, K = mask.shape
-    iterations, tolerance = ROUGH if rough else FINE
+    iterations, tolerance = effort
     counts = mask.sum(1, dtype=np.float64)
     exact = (counts[counts < K] ** 3).sum() * 2 / 3  # full supports share one factorisation
     if exact * SLOWER > 2.0 * K * K * C * iterations:
@@ -209,7 +209,7 @@ def thin(
         mask = select(score, keep, mask, protected)
         if fine and step == len(sizes) - 1:
             break
-        weight = solve(G, rhs, lam, mask, weight, rows=rows, rough=step < len(sizes) - 1)
+        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE)
         gains.append(float(np.vdot(rhs - pull * (2.0 * w0 - weight), weight)))
     if fine:
         first = mask

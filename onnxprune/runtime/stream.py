@@ -98,6 +98,23 @@ class Stream:
                 self._live[number] = kept
         return results
 
+    def finish(self, outputs: Sequence[str], most: int) -> list[list[Any]]:
+        """Tensors behind the walk for the first ``most`` batches, by the parameters of now, as OrtValues on the device; the walk stays.
+
+        They are targets that were announced and are still to come.
+        """
+        types = self._types(None)
+        names = [name for name in outputs if name not in types]
+        if names:
+            stop = len(self._model.graph.node)
+            data, inputs = stages.cut(self._model, self._plan, stop, types, names, (), self._repaired)
+            session = open_session(data, self._device, lean=True)
+        results = []
+        for live in self._live[:most]:
+            made = run_bound(session, {name: live[source] for name, source in inputs.items()}, names, self._device) if names else {}
+            results.append([made[name] if name in made else live[name] for name in outputs])
+        return results
+
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.numerics.reconstruct import Gram, Reconstruction, rebalance, reconstruct, refit
+from onnxprune.numerics.reconstruct import Gram, reconstruct, refit
 from onnxprune.numerics.thinning import best_of_each, schedule, select, solve_exact, solve_iterative, thin
 
 
@@ -245,36 +245,6 @@ def test_the_curve_is_the_error_on_the_solved_rows_and_rises_as_the_support_fall
     assert len(result.curve) == len(result.steps) > 3
     assert all(a < b for a, b in itertools.pairwise(result.curve))
     np.testing.assert_allclose(result.curve[-1], gram.error(result.weight, result.shift), rtol=1e-9)
-
-
-# --- the budget between layers
-
-
-def layer(steps, curve, size=10_000):
-    return Reconstruction(np.zeros(1), np.zeros(1), np.zeros((1, size), bool), 1.0, curve[-1], 0.01, tuple(steps), tuple(curve))
-
-
-def test_a_budget_by_hand():
-    # errors 1/k and 4/k: least sum at a total of 300 where k^-2 = 4 k'^-2, k' = 2 k
-    layers = [layer([300, 150], [1 / 300, 1 / 150]), layer([300, 150], [4 / 300, 4 / 150])]
-    assert rebalance(layers, [1.0, 1.0]) == [100, 200]
-    assert rebalance(layers, [4.0, 1.0]) == [150, 150]
-    assert rebalance(layers, [1.0, 100.0], least=0.5, most=1.5) == [75, 225]
-
-
-def test_layers_without_a_falling_error_keep_their_count():
-    layers = [layer([9], [0.1]), layer([20, 10], [0.2, 0.2]), layer([20, 10], [0.0, 0.1]), layer([20, 10], [0.1, 0.2])]
-    assert rebalance(layers, [1.0] * 4) == [9, 10, 10, 10]
-    assert rebalance(layers[:1], [1.0]) == [9]
-
-
-@given(st.lists(st.tuples(st.integers(1, 3000), st.floats(1e-6, 1.0), st.floats(1.01, 9.0), st.floats(0.1, 3.0)), min_size=1, max_size=9))
-def test_a_budget_adds_up_and_stays_in_its_bounds(drawn):
-    layers = [layer([2 * k, k], [e, e * ratio], size=max(2 * k, 4000)) for k, e, ratio, _ in drawn]
-    counts = rebalance(layers, [importance for *_, importance in drawn])
-    assert sum(counts) == sum(k for k, *_ in drawn)
-    for (k, *_), count, one in zip(drawn, counts, layers, strict=True):
-        assert min(k, max(1, np.floor(0.3 * k))) <= count <= min(3 * k, one.mask.size)
 
 
 # --- corners

@@ -1,0 +1,201 @@
+"""Error curves of the layers, measured on the dense model: what the allocation "error" shares the sparsity out by.
+
+One stream walks through the dense model. At a layer, sampled rows of its input and output make the moments that least squares needs; its
+support is thinned from half the layer down to a fraction of its likely share, a few rounds of conjugate gradients each time, and the
+error of every size is measured on rows that were not solved on. That is what reconstruction will do there, in short.
+
+An error of one layer is not worth that of another. At two of the sizes the layer alone is replaced, and the rest of the model run from
+there to the outputs: their relative error tells the layer's importance, and by which power the outputs follow its own error.
+Related: SPDY, arXiv 2201.13096; optimal brain compression, 2208.11580.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import ModelError
+from onnxprune.feeding import Axes
+from onnxprune.graph import affine, geometry, layers
+from onnxprune.graph.geometry import Geometry
+from onnxprune.graph.points import Point
+from onnxprune.graph.points import points as points_of
+from onnxprune.graph.tensors import Constants
+from onnxprune.judging import Outputs, paired, size_of, stacked
+from onnxprune.masking import Masked
+from onnxprune.numerics import thinning
+from onnxprune.numerics.budget import Curve, fitted
+from onnxprune.numerics.reconstruct import RIDGE, Gram, ridge_of
+from onnxprune.options import MEASURED, Options, fixed_sparsity
+from onnxprune.reconstructing import normalisation_of, shape_of, write_layer
+from onnxprune.runtime.session import MAX_PROTO, Device, as_array
+from onnxprune.runtime.stream import Batch, Stream
+from onnxprune.sampling import dense_rows, input_of
+
+NO_SAMPLES = f"--alloc {MEASURED} measures the layers on calibration samples; give --calib PATH to prune (--dry-run shows the allocation)"
+SAMPLES = 192
+"""Samples the curves are measured on, of those that repair."""
+JUDGED = 4
+"""One batch in so many is not solved on: errors, and what they do to the outputs, are measured on it."""
+ROWS = 8_000
+FACTOR = 1.7
+"""Each support is 1/FACTOR of the one before,"""
+BELOW = 12.0
+"""from half of the layer, or of all that the layers may keep if that is less, to a part so small of its share at one density for all."""
+EFFORT = (12, 1e-2)
+"""Iterations of conjugate gradients at most and their tolerance. With 4, errors of large supports came out double, and the curves bent."""
+NEAR = 0.12
+"""The outputs are measured at the first size whose error is no less, and two sizes before."""
+WORST = 1e6
+"""An error of the outputs that counts as any larger one."""
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+
+Weights = NDArray[np.float64]
+
+
+def chosen_samples(rows: NDArray[np.intp], batch_size: int) -> NDArray[np.intp]:
+    """At most `SAMPLES` of the samples, evenly spread, in whole batches if there are that many; one batch at least."""
+    most = max(SAMPLES // batch_size, 1) * batch_size
+    return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // most]
+
+
+def measure(
+    dense: onnx.ModelProto,
+    masked: Masked,
+    options: Options,
+    batches: Callable[[], Iterable[Batch]],
+    axes: Axes,
+    device: Device,
+    told: Callable[[int], Callable[[], None]],
+) -> dict[str, Curve | str]:
+    """By a weight's name, the error curve of its layer, or the reason why it has none; for those that share the common sparsity.
+
+    ``masked`` tells which layers there are, by whatever counts; ``told`` takes the number of layers and gives what is called after each.
+
+    Raises:
+        ModelError: the model is too large to be cut into stages.
+    """
+    if dense.ByteSize() > MAX_PROTO:
+        raise ModelError("--alloc error measures the layers in stages, which are limited to 2 GiB; choose another --alloc")
+    fixed = fixed_sparsity(masked.found.layers, masked.chosen, options)
+    free = [layer.weight for number, layer in enumerate(masked.found.layers) if masked.chosen[number] and number not in fixed]
+    model = onnx.ModelProto()
+    model.CopyFrom(dense)
+    constants = Constants(model)
+    measured: dict[str, Curve | str] = dict.fromkeys(free, "no place of repair lies behind it")
+
+    def places() -> list[tuple[Point, Geometry]]:
+        taken = []
+        for point in points_of(layers.find(model, options.include)):
+            if point.layer is not None and point.layer.weight in measured:
+                shape = shape_of(constants, point)
+                measured[point.layer.weight] = shape if isinstance(shape, str) else "it was not measured"
+                taken += [(point, shape)] if isinstance(shape, Geometry) else []
+        return sorted(taken, key=lambda place: place[0].use.node if place[0].use else 0)
+
+    affine.insert(model, affine.give_biases(constants, [point for point, _ in places()]))
+    found = places()
+    outputs = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS]
+    goals = [name for point, _ in found for name in (input_of(model, point), point.dense_tensor)]
+    stream = Stream(model, batches(), [*goals, *outputs], device)
+    rng = np.random.default_rng(options.seed)
+    counts = [size_of(batch, axes) for batch in batches()]
+    judged = max(1, round(len(counts) / JUDGED))
+    density, total = 1 - options.sparsity, sum(point.layer.size for point, _ in found if point.layer)
+    tick = told(len(found))
+
+    def run() -> Outputs:
+        made = stream.finish(outputs, judged) if outputs else []
+        values = ([as_array(value) for value in batch] for batch in made)
+        return stacked(outputs, zip(islice(counts, len(made)), values, strict=True), axes)
+
+    def effect() -> float:
+        return _error(seen[0], run())
+
+    seen: list[Outputs] = []  # of the dense model, once the stream has begun
+    for point, shape in found:
+        assert point.layer is not None
+        rows = dense_rows(model, point, shape, stream, ROWS, rng, device)
+        seen = seen or [run()]
+        held = _gram(rows[:judged], shape.group)
+        fit = _gram(rows[judged:], shape.group) if len(rows) > judged else held
+        del rows
+        sizes = sizes_of(point.layer.size, point.channels, density, density * total)
+        measured[point.layer.weight] = _curve(constants, point, shape, fit, held, sizes, effect)
+        tick()
+    return measured
+
+
+def _gram(rows: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], groups: int) -> Gram:
+    x, y = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return Gram.from_batch(x, y, groups)
+
+
+def _curve(
+    constants: Constants, point: Point, shape: Geometry, fit: Gram, held: Gram, sizes: Sequence[int], outputs: Callable[[], float]
+) -> Curve | str:
+    """The curve of one layer, from the moments of the rows solved on and of those measured on; ``outputs`` gives the outputs' error."""
+    assert point.layer is not None
+    if not (held.yy.sum() > 0 and np.isfinite(held.yy).all() and np.isfinite(fit.yy).all()):
+        return "its output does not vary on the samples, or is not finite"
+    gain, _ = normalisation_of(constants, point)
+    dense = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
+    lam = ridge_of(fit, RIDGE)
+    pull = np.repeat(lam, len(dense) // len(lam))[:, None]
+    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(dense.shape) + pull * dense
+    mask, weight = np.ones(dense.shape, np.bool_), dense
+    errors: list[float] = []
+    last: deque[tuple[float, Weights]] = deque(maxlen=3)
+    for size in sizes:
+        mask = thinning.select(np.abs(weight), size, mask)
+        weight = thinning.solve(fit.xx, rhs, lam, mask, weight, rows=fit.count, effort=EFFORT)
+        errors.append(held.error(weight, fit.shift(weight)))
+        if len(last) < (last.maxlen or 0) or last[-1][0] < NEAR:
+            last.append((errors[-1], weight))
+    costs = []
+    for _, weight in (last[-1], last[0]):
+        with _replaced(constants, point, shape, weight, fit.shift(weight)):
+            costs.append(outputs())
+    importance, power = fitted((last[-1][0], last[0][0]), (costs[0], costs[1]))
+    return Curve(tuple(sizes)[::-1], tuple(errors[::-1]), importance, power)
+
+
+def sizes_of(size: int, channels: int, density: float, total: float) -> list[int]:
+    """The falling support sizes of a layer of ``size`` weights on which its error is measured, where all layers keep ``total``."""
+    low = max(size * density / BELOW, channels / 2, 1.0)
+    sizes = [min(size, total) / 2]
+    while sizes[-1] / FACTOR >= low:
+        sizes.append(sizes[-1] / FACTOR)
+    return sorted({max(1, round(count)) for count in sizes}, reverse=True)
+
+
+@contextlib.contextmanager
+def _replaced(constants: Constants, point: Point, shape: Geometry, weight: Weights, shift: NDArray[np.float64]) -> Iterator[None]:
+    """The model with another weight and bias in one layer; afterwards they are as before, bit by bit."""
+    assert point.layer is not None
+    node, at = affine.shift_input(constants, point)
+    values, bias, data_type = constants.read(point.layer.seen), constants.read(node.input[at]), constants.data_type(node.input[at])
+    write_layer(constants, point, shape, weight, shift)
+    yield
+    constants.write(point.layer.seen, values)
+    constants.write_input(node, at, bias, data_type, "bias")
+
+
+def _error(dense: Outputs, other: Outputs) -> float:
+    """sum (other - dense)^2 / sum (dense - mean dense)^2, the mean over samples; over the outputs, the mean of those that vary."""
+    errors = []
+    for name, values in dense.items():
+        ours, theirs = (array.astype(np.float64) for array in paired(values, other[name]))
+        known = np.isfinite(ours)
+        ours, theirs = np.where(known, ours, 0.0), np.where(known, np.nan_to_num(theirs), 0.0)
+        centre = ours.mean(0) if len(ours) > 1 else ours.mean() if ours.size else 0.0
+        power = float(((ours - centre) ** 2).sum())
+        if power > 0:
+            errors.append(min(float(((theirs - ours) ** 2).sum()) / power, WORST))
+    return float(np.mean(errors)) if errors else 1.0
