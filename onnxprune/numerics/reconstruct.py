@@ -20,7 +20,8 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.thinning import best_of_each, schedule, select, sizes_of, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
-RIDGES = ((8.0, (1e-2,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
+RIDGE = 1e-2
+RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -156,7 +157,7 @@ def reconstruct(
     C, K = w0.shape
     if ridges is None:
         measured = held is not None and held.count > 0
-        ridges = next(choice for least, choice in RIDGES if fit.count >= least * K) if measured else RIDGES[0][1]
+        ridges = next(choice for least, choice in RIDGES if fit.count >= least * K) if measured else (RIDGE,)
     if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
         raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
     if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
