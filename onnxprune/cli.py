@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ import click
 from click_default_group import DefaultGroup
 
 from onnxprune import __version__, bars, terminal
-from onnxprune.comparing import compare_files, report_of
+from onnxprune.comparing import compare_files, find_in, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.graph import inlining, layers, model
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import ALLOCS, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
 from onnxprune.pipeline import plan
@@ -171,7 +171,7 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
         if sparsity is None and given and name not in ("alloc", "unfold"):  # these have a default
             raise UsageError(f"--{name.replace('_', '-')} says what is kept at a sparsity; give --sparsity too")
     if sparsity is None:
-        found = layers.find(inlining.inlined(model.load(path).model))
+        found = find_in(path)
         if as_json:
             click.echo(to_json(report_of(found)), nl=False)
         else:
@@ -219,6 +219,7 @@ def main() -> None:
     """The console script: one line on stderr and the error's exit code, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may hold what the terminal cannot show
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's, where a model computes infinities
     try:
         cli.main(args=sys.argv[1:] or ["--help"], prog_name="onnxprune", standalone_mode=False)
     except OnnxpruneError as error:

@@ -11,15 +11,17 @@ import numpy as np
 import onnx
 
 from onnxprune.clock import Progress, ticker
+from onnxprune.drawing import Calib, draw
 from onnxprune.errors import ModelError
 from onnxprune.feeding import input_specs
 from onnxprune.graph import layers
 from onnxprune.graph import model as files
+from onnxprune.graph.doubt import blamed
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.tensors import Constants
 from onnxprune.judging import collect, compare_outputs
 from onnxprune.options import Options
-from onnxprune.pipeline import Calib, draw
+from onnxprune.pipeline import proof
 from onnxprune.report import FileReport, OutputAgreement
 from onnxprune.runtime.session import choose_device, session_of
 from onnxprune.sizes import describe
@@ -59,6 +61,13 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
         CalibrationError: the samples do not fit.
     """
     first, second = files.load(dense), files.load(pruned)
+    with blamed(first.doubt or second.doubt, lambda: proof(second.model)):
+        return _compare(dense, pruned, first, second, calib, options, progress)
+
+
+def _compare(
+    dense: Path, pruned: Path, first: files.Loaded, second: files.Loaded, calib: Calib, options: Options, progress: Progress
+) -> Comparison:
     if input_specs(first.model) != input_specs(second.model):
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
     _same_outputs(first.model, dense, second.model, pruned)
@@ -66,7 +75,7 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
     taken = draw(calib, first.model, options, holdout=0.0)
     outputs = []
     for name, loaded in (("dense outputs", first), ("pruned outputs", second)):
-        tick = ticker(progress, name, -(-len(taken.split.repair) // taken.batch_size))
+        tick = ticker(progress, name, taken.count(taken.split.repair))
         with session_of(loaded.model, device) as session:
             outputs.append(collect(session, taken.batches(taken.split.repair), taken.axes, tick))
     return Comparison(
@@ -118,6 +127,13 @@ def _densities(first: files.Loaded, second: files.Loaded) -> list[LayerDensity]:
 def _density(constants: Constants, weight: str) -> float:
     values = constants.read(weight)
     return float(np.count_nonzero(values) / values.size)
+
+
+def find_in(path: Path) -> layers.Found:
+    """What can be pruned in a file."""
+    given = files.load(path)
+    with blamed(given.doubt, lambda: proof(given.model)):
+        return layers.find(inlined(given.model))
 
 
 def report_of(found: layers.Found) -> dict[str, Any]:

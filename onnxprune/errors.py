@@ -6,6 +6,11 @@ class OnnxpruneError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line, whatever names of the model or words of a library are in it, cut at 1,000 characters."""
+        text = " ".join(super().__str__().splitlines())
+        return text if len(text) <= 1000 else text[:997] + "..."
+
 
 class ModelError(OnnxpruneError):
     """The ONNX file cannot be read, run or written, or has nothing to prune."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune.clock import Progress
+from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.options import Options
-from onnxprune.pipeline import Calib, Result, run
+from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
 from onnxprune.sizes import describe
 

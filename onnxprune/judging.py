@@ -43,22 +43,27 @@ def size_of(batch: Batch, axes: Axes) -> int:
 def stacked(names: Sequence[str], made: Iterable[tuple[int, Sequence[NDArray[Any]]]], axes: Axes) -> Outputs:
     """Output name -> the values over all batches, from each batch's number of samples and values; see collect."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    whole: set[str] = set()
     for size, values in made:
         for name, given in zip(names, values, strict=True):
             value = axes.output(name, given)
-            parts[name].append(value if value.ndim and len(value) == size else value.reshape(1, 1, -1))
-    return {name: _joined(values) for name, values in parts.items()}
+            by_sample = value.ndim > 0 and len(value) == size
+            whole.update(() if by_sample else (name,))
+            parts[name].append(value if by_sample else value.reshape(1, 1, -1))
+    return {name: _joined(values, by_sample=name not in whole) for name, values in parts.items()}
 
 
 FLOAT_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
 
 
-def _joined(values: list[NDArray[Any]]) -> NDArray[Any]:
-    """The batches one after the other; each batch is one row where their shapes differ."""
+def _joined(values: list[NDArray[Any]], *, by_sample: bool) -> NDArray[Any]:
+    """The batches one after the other. Where their shapes differ (samples of several lengths), each sample is a row of its own, or each
+    batch where there is no batch axis."""
     if len({value.shape[1:] for value in values}) == 1:
         return np.concatenate(values)
-    width = max(value.size for value in values)
-    return np.concatenate([_row(value, width) for value in values])
+    rows = [row for value in values for row in (value if by_sample else [value])]
+    width = max(row.size for row in rows)
+    return np.concatenate([_row(row, width) for row in rows])
 
 
 def _row(values: NDArray[Any], width: int) -> NDArray[np.float64]:

@@ -6,37 +6,30 @@ changed; the repaired one is a copy of it in which named tensors have new values
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune.budgeting import NO_SAMPLES, chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
+from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import GateError, UsageError
-from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
 from onnxprune.graph import model as files
+from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, judge
 from onnxprune.masking import Masked, apply_masks
-from onnxprune.mirroring import mirrored, width_axes
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
-from onnxprune.report import AgreementReport, CalibrationReport, Report
+from onnxprune.report import AgreementReport, Report
 from onnxprune.reporting import build
-from onnxprune.runtime import calibration
-from onnxprune.runtime.calibration import Samples, Split
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
-from onnxprune.runtime.stream import Batch
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
-
-Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +57,9 @@ def prune(
 
     Args:
         model: an ONNX file, or a model in memory, which is not changed.
-        calib: files or folders of unlabelled samples, or arrays (one, or one an input by name). Not needed for repair="none".
+        calib: files or folders of unlabelled samples, or arrays (one, or one an input by name), or a callable that returns an iterable of
+            arrays or of such mappings. An array of the input's rank is a batch, one rank less is one sample. The callable is called
+            once, and its items are taken until there are as many samples as ``samples`` says. Not needed for repair="none".
         progress: called as progress(phase, done, total) along the way.
         **options: the fields of onnxprune.Options; ``sparsity`` or ``pattern`` is required.
 
@@ -80,14 +75,16 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
     if options.measured and calib is None:
         raise UsageError(NO_SAMPLES)
     with clock.phase("load"):
-        dense = inlined(model if isinstance(model, onnx.ModelProto) else files.load(Path(model)).model)
-    with clock.phase("allocation"):
-        masked = apply_masks(dense, options)
-    taken = None
-    if options.measured and calib is not None:
-        taken = draw(calib, dense, options, holdout=options.holdout)
-        masked = _by_error(dense, masked, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
-    return build(masked, options, [], None, None if taken is None else taken.report, None, clock.seconds, [])
+        given = _given(model)
+    with blamed(given.doubt, lambda: proof(given.model)):
+        with clock.phase("allocation"):
+            dense = inlined(given.model)
+            masked = apply_masks(dense, options)
+        taken = None
+        if options.measured and calib is not None:
+            taken = draw(calib, dense, options, holdout=options.holdout)
+            masked = _by_error(dense, masked, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
+        return build(masked, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
 
 
 def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress) -> Result:
@@ -100,11 +97,32 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES)
     with clock.phase("load"):
-        loaded = None if isinstance(model, onnx.ModelProto) else files.load(Path(model))
-        given = loaded.model if loaded is not None else model
-        assert isinstance(given, onnx.ModelProto)
-        dense = inlined(given)
+        given = _given(model)
+    with blamed(given.doubt, lambda: proof(given.model)):
+        return _run(given, calib, options, progress, clock, notes + note(given.doubt))
+
+
+def proof(model: onnx.ModelProto) -> None:
+    """Raises ModelError when ONNX Runtime does not take the model."""
+    with session_of(model, Device("cpu")):
+        pass
+
+
+def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
+    """The model with what the checker holds against it.
+
+    Raises:
+        ModelError: the file is damaged, or the model in memory was loaded without its external data.
+    """
+    if not isinstance(model, onnx.ModelProto):
+        return files.load(Path(model))
+    files.check_model(model)
+    return files.Loaded(model, (), {}, doubt_of(model))
+
+
+def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:
     with clock.phase("allocation"):
+        dense = inlined(given.model)
         masked = apply_masks(dense, options)
     outcomes: list[Outcome] = []
     agreement: AgreementReport | None = None
@@ -125,38 +143,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     report = build(masked, options, outcomes, agreement, used, ran, clock.seconds, notes)
     _gate(options, agreement)
     changes = masked.constants.changes
-    product = restored(given, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
-    kept = files.Loaded(given, ()) if loaded is None else loaded
-    return Result(product, report, kept.external, kept.places)
-
-
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """The samples of a run, and how they are split and batched."""
-
-    samples: Samples
-    split: Split
-    batch_size: int
-    axes: Axes
-    widths: Mapping[str, int]
-    """The axes along which images are mirrored for the repair; none without --mirror."""
-
-    def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
-        """The samples at ``rows``, batch by batch, as the model takes them."""
-        return self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size))
-
-    def repairing(self) -> Iterator[Batch]:
-        """The batches of the repair, with mirror images if they were asked for."""
-        if not self.widths:
-            return self.batches(self.split.repair)
-        size = self.batch_size // 2 if self.batch_size % 2 == 0 else self.batch_size
-        return self.axes.laid_out(mirrored(calibration.batches(self.samples, self.split.repair, size), self.widths, self.batch_size))
-
-    @property
-    def report(self) -> CalibrationReport:
-        """The numbers for the report."""
-        repair, holdout = len(self.split.repair), len(self.split.holdout)
-        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, bool(self.widths))
+    product = restored(given.model, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
+    return Result(product, report, given.external, given.places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,23 +155,6 @@ class Tools:
     taken: Taken
     clock: Clock
     progress: Progress
-
-
-def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: float) -> Taken:
-    """The calibration samples behind paths or arrays, split and batched as the options and the model's batch axis say.
-
-    Raises:
-        CalibrationError: the samples are missing, do not fit the inputs, or are too few.
-    """
-    axes, specs = axes_of(model), input_specs(model)
-    if isinstance(calib, (np.ndarray, Mapping)):
-        samples = calibration.from_arrays(axes.gathered(calib), specs, options.preprocess)
-    else:
-        paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
-        samples = calibration.open_samples(paths, specs, options.preprocess)
-    fixed = fixed_batch(specs)
-    split = calibration.split(samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed)
-    return Taken(samples, split, fixed or options.batch_size, axes, width_axes(specs) if options.mirror else {})
 
 
 def _by_error(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> Masked:
@@ -202,9 +173,8 @@ def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None
     held = tools.taken.split.holdout
     if not len(held):
         return None
-    size = tools.taken.batch_size
     with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
-        tick = ticker(tools.progress, phase, -(-len(held) // size))
+        tick = ticker(tools.progress, phase, tools.taken.count(held))
         return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
 
 
@@ -233,8 +203,7 @@ def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Too
                 dense, masked.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
             )
     with tools.clock.phase("dense statistics"):
-        passes = 2 if options.mirror else 1
-        tick = ticker(tools.progress, "dense statistics", -(-passes * len(tools.taken.split.repair) // tools.taken.batch_size))
+        tick = ticker(tools.progress, "dense statistics", tools.taken.repairs)
         moments = dense_moments(dense, points, batches(), tools.device, tick)
     with tools.clock.phase("repair"):
         tick = ticker(tools.progress, "repair", len(points))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +17,11 @@ import numpy as np
 import onnx
 import pytest
 from conftest import Ran
-from networks import mlp, model_of, tensors, twins
+from networks import mlp, model_of, tensors
 from onnx import helper
 from PIL import Image
 
+import onnxprune as onnxprune_package
 from onnxprune.runtime import session
 
 Call = Callable[..., Ran]
@@ -184,16 +189,11 @@ def test_unknown_input_name(folder: Path, refused: Callable[..., None]) -> None:
     refused(1, words, "model.onnx", *AT_09, "--calib", "bad.npz")
 
 
-def test_mixed_shapes(folder: Path, refused: Callable[..., None]) -> None:
-    model = twins(depth=2)[0]
-    for axis in (2, 3):
-        model.graph.input[0].type.tensor_type.shape.dim[axis].Clear()
-        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
-    onnx.save(model, "free.onnx")
+def test_samples_of_two_shapes_where_one_is_fixed(folder: Path, refused: Callable[..., None]) -> None:
     (folder / "data").mkdir()
-    np.save("data/a.npy", np.zeros((10, 3, 8, 8), np.float32))
-    np.save("data/b.npy", np.zeros((10, 3, 6, 8), np.float32))
-    refused(1, ["data/b.npy", "(3, 6, 8)", "(3, 8, 8)", "one shape"], "free.onnx", *AT_09, "--calib", "data")
+    np.save("data/a.npy", np.zeros((10, 1, 8, 8), np.float32))
+    np.save("data/b.npy", np.zeros((10, 1, 6, 8), np.float32))
+    refused(1, ["data/b.npy", "(1, 6, 8)", "(1, 8, 8)"], "model.onnx", *AT_09, "--calib", "data")
 
 
 def test_unreadable_image(folder: Path, refused: Callable[..., None]) -> None:
@@ -219,6 +219,195 @@ def test_damaged_arrays(folder: Path, refused: Callable[..., None], name: str) -
 def test_pickled_objects_are_never_loaded(folder: Path, refused: Callable[..., None]) -> None:
     np.save(folder / "bad.npy", np.array([{"a": 1}], object), allow_pickle=True)
     refused(1, ["bad.npy", "pickled"], "model.onnx", *AT_09, "--calib", "bad.npy")
+
+
+# ---- files that are not what they should be
+
+
+def external(folder: Path, location: str, **more: str) -> None:
+    """Write big.onnx, whose first tensor says that it lies at ``location``."""
+    model = onnx.load("model.onnx")
+    tensor = model.graph.initializer[0]
+    size = len(tensor.raw_data)
+    (folder / "real.data").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": "0", "length": str(size), **more}.items():
+        tensor.external_data.add(key=key, value=value)
+    (folder / "big.onnx").write_bytes(model.SerializeToString())
+
+
+def test_external_data_in_the_folder_is_read(folder: Path, onnxprune: Call) -> None:
+    """So that what follows fails for its own reason."""
+    external(folder, "real.data")
+    assert onnxprune("big.onnx", *AT_09, *CALIB, "-o", "new.onnx").code == 0
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("../real.data", "leads out"),
+        ("sub/../../real.data", "leads out"),
+        ("..\\\\real.data", "leads out"),
+        ("C:real.data", "leads out"),
+        ("/etc/passwd", "leads out"),
+        ("", "leads out"),
+        ("a\0b", "leads out"),
+        ("gone.data", "is missing"),
+        ("outside.data", "is a link out of the model's folder"),
+        ("outside/real.data", "is a link out of the model's folder"),
+        ("sub/deep/real.data", "is a link out of the model's folder"),
+        ("pipe", "is no regular file"),
+        ("sub", "is no regular file"),
+        ("loop", "external data cannot be loaded"),
+        ("x" * 5000, "external data cannot be loaded"),
+    ],
+)
+def test_external_data_out_of_the_folder(
+    folder: Path, refused: Callable[..., None], tmp_path_factory: pytest.TempPathFactory, location: str, words: str
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    external(folder, location.replace("\\\\", "\\"))
+    shutil.copy("real.data", other / "real.data")
+    shutil.copy("real.data", folder.parent / "real.data")
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe")
+    for name, target in (("outside.data", other / "real.data"), ("outside", other), ("sub/deep", other), ("loop", folder / "loop")):
+        os.symlink(target, folder / name)
+    refused(1, ["big.onnx: external data cannot be loaded", words], "big.onnx", *AT_09, *CALIB)
+    refused(1, ["big.onnx: external data cannot be loaded", words], "inspect", "big.onnx", target=False)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"length": "4"}, "takes 2304 bytes, it has 4"),
+        ({"offset": "4"}, "it has 2304 from byte 4 of real.data, which has 2304"),
+        ({"offset": "-4"}, "has the offset '-4'"),
+        ({"length": "9" * 40}, "has the length"),
+        ({"offset": "0x10"}, "has the offset '0x10'"),
+    ],
+)
+def test_external_data_at_no_place(folder: Path, refused: Callable[..., None], entries: dict[str, str], words: str) -> None:
+    external(folder, "real.data", **entries)
+    refused(1, ["big.onnx: external data cannot be loaded", words], "big.onnx", *AT_09, *CALIB)
+
+
+def test_external_data_read_over_and_over(folder: Path, refused: Callable[..., None]) -> None:
+    external(folder, "real.data")
+    model = onnx.load("big.onnx", load_external_data=False)
+    for number in range(20):
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[-1].name = f"more{number}"
+    (folder / "big.onnx").write_bytes(model.SerializeToString())
+    refused(1, ["read the same bytes more than 16 times over"], "big.onnx", *AT_09, *CALIB)
+
+
+def test_external_data_of_a_sparse_tensor(folder: Path, refused: Callable[..., None]) -> None:
+    model = onnx.load("model.onnx")
+    sparse = model.graph.sparse_initializer.add(dims=[4])
+    sparse.values.CopyFrom(onnx.TensorProto(name="s", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL))
+    sparse.values.external_data.add(key="location", value="/etc/passwd")
+    (folder / "big.onnx").write_bytes(model.SerializeToString())
+    refused(1, ["tensor 's' lies in another file at a place where that is not read"], "big.onnx", *AT_09, *CALIB)
+
+
+@pytest.mark.parametrize("dims", [[2**40, 2**40], [-64, -1, 3, 3], [0, 2**62], [64, 1, 3, 4], [2**62, 2**62, 2**62]])
+def test_a_tensor_of_a_shape_that_cannot_be(folder: Path, refused: Callable[..., None], dims: list[int]) -> None:
+    model = onnx.load("model.onnx")
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+    (folder / "odd.onnx").write_bytes(model.SerializeToString())
+    refused(1, ["odd.onnx: tensor", "cannot be read: "], "odd.onnx", *AT_09, *CALIB)
+
+
+def test_a_model_nested_without_end(folder: Path, refused: Callable[..., None]) -> None:
+    def field(number: int, content: bytes) -> bytes:
+        size, head = len(content), b""
+        while size > 127:
+            head, size = head + bytes([size & 127 | 128]), size >> 7
+        return bytes([number << 3 | 2]) + head + bytes([size]) + content
+
+    body = b""
+    for _ in range(2000):
+        body = field(1, field(4, b"If") + field(5, field(1, b"then_branch") + field(6, body)))
+    (folder / "deep.onnx").write_bytes(b"\x08\x08" + field(8, b"\x10\x11") + field(7, body))
+    refused(1, ["deep.onnx: not an ONNX file"], "deep.onnx", *AT_09, *CALIB)
+
+
+@pytest.mark.parametrize("name", ["pipe.onnx", "pipe.npy", "pipe.npz", "pipe.png", "pipe.jsonl"])
+def test_a_pipe_is_never_opened(folder: Path, refused: Callable[..., None], name: str) -> None:
+    os.mkfifo(folder / name)
+    if name.endswith("onnx"):
+        refused(1, ["pipe.onnx: is no regular file"], name, *AT_09, *CALIB)
+        refused(1, ["pipe.onnx: is no regular file"], "inspect", name, target=False)
+    else:
+        refused(1, [f"{name}: is no regular file"], "model.onnx", *AT_09, "--calib", name)
+
+
+@pytest.mark.parametrize("name", ["zero.onnx", "zero.npy"])
+def test_a_device_is_never_read(folder: Path, refused: Callable[..., None], name: str) -> None:
+    os.symlink("/dev/zero", folder / name)
+    arguments = (name, *AT_09, *CALIB) if name.endswith("onnx") else ("model.onnx", *AT_09, "--calib", name)
+    with_device = [f"{name}: is no regular file"]
+    # the folder's snapshot would read it, too
+    before = sorted(os.listdir(folder))
+    refused_by(folder, with_device, arguments)
+    assert sorted(os.listdir(folder)) == before
+
+
+def refused_by(folder: Path, words: list[str], arguments: tuple[object, ...]) -> None:
+    """As the fixture does, in a process of its own with five seconds."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "onnxprune", *map(str, arguments), "-o", "new.onnx"],
+        cwd=folder, capture_output=True, text=True, timeout=30, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(onnxprune_package.__file__).parent.parent)},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    (line,) = ran.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_a_pipe_among_the_samples_is_left_aside(folder: Path, onnxprune: Call) -> None:
+    (folder / "data").mkdir()
+    shutil.copy("calib.npz", "data/a.npz")
+    os.mkfifo(folder / "data" / "b.npz")
+    ran = onnxprune("model.onnx", *AT_09, "--calib", "data")
+    assert ran.code == 0
+    assert "1 other file ignored (b.npz, no regular file)" in ran.out
+
+
+def test_a_decompression_bomb(folder: Path, refused: Callable[..., None]) -> None:
+    """Four gigabytes of zeros in four megabytes, with a header that fits them: only the sizes give it away."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 1, 8, 8)})
+    with zipfile.ZipFile("bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("image.npy", "w", force_zip64=True) as member:
+        member.write(head.getvalue() + bytes(2**20))
+    data = bytearray((folder / "bomb.npz").read_bytes())
+    at = data.index(b"PK\x01\x02")  # the entry of the directory, whose sizes count
+    data[at + 24 : at + 28] = (len(head.getvalue()) + 2**32 - 2**8).to_bytes(4, "little")
+    (folder / "bomb.npz").write_bytes(data)
+    refused(1, ["bomb.npz: cannot be read"], "model.onnx", *AT_09, "--calib", "bomb.npz")
+
+
+def test_an_image_bomb(folder: Path, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "data").mkdir()
+    Image.new("L", (300, 300)).save("data/a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    words = [".png: cannot be read as an image", "decompression bomb"]
+    shutil.copy("data/a.png", "data/b.png")
+    shutil.copy("data/a.png", "data/c.png")
+    refused(1, words, "model.onnx", *AT_09, "--calib", "data", "--resize", "8", "--mean", "0")
+
+
+def test_a_sliver_that_resize_would_blow_up(folder: Path, refused: Callable[..., None]) -> None:
+    (folder / "data").mkdir()
+    Image.new("L", (60_000, 1)).save("data/a.png")
+    words = [".png: cannot be read as an image", "scaled to 3840000x64 it has more than"]
+    shutil.copy("data/a.png", "data/b.png")
+    shutil.copy("data/a.png", "data/c.png")
+    refused(1, words, "model.onnx", *AT_09, "--calib", "data", "--resize", "64", "--mean", "0")
 
 
 # ---- the target

@@ -27,6 +27,7 @@ from onnxprune import errors, pipeline, report
 from onnxprune.cli import cli
 from onnxprune.comparing import Comparison, LayerDensity
 from onnxprune.options import ALLOCS, DEFAULT_REPAIR, REPAIRS
+from onnxprune.runtime.finding import ARRAYS, LINES
 from onnxprune.runtime.images import SUFFIXES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +122,7 @@ def test_every_exit_code_is_listed() -> None:
 
 
 def test_every_image_suffix_is_listed() -> None:
-    assert set(re.findall(r"`(\.\w+)`", section("Calibration data", "##"))) == {*SUFFIXES, ".npy", ".npz"}
+    assert set(re.findall(r"`(\.\w+)`", section("Calibration data", "##"))) == {*SUFFIXES, *ARRAYS, *LINES}
 
 
 # ---- the report

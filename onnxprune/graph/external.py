@@ -7,16 +7,9 @@ from collections.abc import Mapping
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from onnxprune.graph.walk import stored
-
 # Tensors below this size stay inside the model file when external data is written, as onnx.save does.
 EXTERNAL_MIN = 1024
 PROTO_LIMIT = 2**31 - 1
-
-
-def locations(model: onnx.ModelProto) -> list[str]:
-    """The files that hold the external data of a model, in order of first use."""
-    return list(dict.fromkeys(entry.value for tensor in stored(model) if uses_external_data(tensor) for entry in _location(tensor)))
 
 
 def _location(tensor: onnx.TensorProto) -> list[onnx.StringStringEntryProto]:
@@ -29,8 +22,10 @@ def groups_of(model: onnx.ModelProto, places: Mapping[str, str]) -> list[list[in
     raw = [number for number, tensor in enumerate(model.graph.initializer) if tensor.HasField("raw_data") and tensor.raw_data]
     groups: dict[str, list[int]] = {}
     for number in raw:
-        name = model.graph.initializer[number].name
-        if name in places:
+        tensor = model.graph.initializer[number]
+        name = tensor.name
+        # ONNX Runtime must see a Reshape's shape while it loads the model, and cannot see it in another file.
+        if name in places and not (tensor.data_type == onnx.TensorProto.INT64 and len(tensor.raw_data) < EXTERNAL_MIN):
             groups.setdefault(places[name], []).append(number)
     inside = model.ByteSize() - sum(len(model.graph.initializer[number].raw_data) for group in groups.values() for number in group)
     if groups and inside < PROTO_LIMIT:

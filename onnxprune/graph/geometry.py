@@ -62,7 +62,7 @@ def geometry(node: onnx.NodeProto, use: Use, shape: tuple[int, ...]) -> Geometry
     if use.op == "Gemm" and attributes.get("alpha", 1.0) == 0:
         return "Gemm multiplies it by 0"
     spatial = len(shape) - 2 if use.op in ("Conv", "ConvTranspose") else 0
-    auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
+    auto_pad = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
     pads = tuple(attributes.get("pads", [0] * (2 * spatial)))[:spatial]
     open_pads = auto_pad in ("SAME_UPPER", "SAME_LOWER") or "output_shape" in attributes
     return Geometry(

@@ -18,12 +18,14 @@ from typing import IO
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import load_external_data_for_model
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import beside
 from onnxprune.graph import external as external_data
-from onnxprune.graph.external import groups_of, locations, places_of
-from onnxprune.graph.walk import stored
+from onnxprune.graph.complete import fault
+from onnxprune.graph.doubt import doubt_of
+from onnxprune.graph.external import groups_of, places_of
+from onnxprune.graph.walk import bodies, stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,8 @@ class Loaded:
     files: tuple[Path, ...]
     places: Mapping[str, str] = field(default_factory=dict)
     """Initializer -> the file that it came from, for those that are not in the model file."""
+    doubt: str = ""
+    """What onnx.checker holds against the file."""
 
     @property
     def external(self) -> bool:
@@ -47,9 +51,22 @@ def load(path: Path) -> Loaded:
     Raises:
         ModelError: the file is missing, is not ONNX, is cut off, or its external data is missing or too short.
     """
+    model, data = _parsed(path)
+    places = places_of(model)
+    names = beside.read_in(stored(model), path)
+    beside.refuse_rest(model, path)
+    for tensor in stored(model):
+        check_complete(tensor, path)
+    return Loaded(model, (path, *(path.parent / name for name in names)), places, doubt_of(path if names else data))
+
+
+def _parsed(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """The model of a file without its external data, and the file's bytes."""
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; give the .onnx file inside it")
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise ModelError(f"{path}: is no regular file; give an .onnx file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
@@ -62,53 +79,45 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: not an ONNX file, or cut off ({len(data)} bytes do not parse)") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model ({len(data)} bytes hold no graph); is the file complete?")
-    names = locations(model)
-    places = places_of(model)
-    try:
-        load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # FileNotFoundError, ValidationError, ValueError: all mean the data cannot be had
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: external data cannot be loaded: {text}; keep the data files beside the model") from None
-    for tensor in stored(model):
-        check_complete(tensor, path)
-    return Loaded(model, (path, *(path.parent / name for name in names)), places)
+    _strings(model, path)
+    return model, data
+
+
+def _strings(model: onnx.ModelProto, path: Path) -> None:
+    """Raises ModelError when a name is no UTF-8: protobuf gives bytes for it."""
+    names = [tensor.name for tensor in stored(model)]
+    names += [entry.domain for entry in model.opset_import] + [function.name for function in model.functions]
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    names += [text for value in values for text in (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))]
+    todo = list(model.graph.node) + [node for function in model.functions for node in function.node]
+    while todo:
+        node = todo.pop()
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(entry.name for entry in node.attribute)]
+        for body in bodies(node):
+            todo.extend(body.node)
+            names += [value.name for value in (*body.input, *body.output)]
+    bad = next((name for name in names if not isinstance(name, str)), None)
+    if bad is not None:
+        raise ModelError(f"{path}: the name {bad!r} is no UTF-8; is the file complete?")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The model file and the files of its external data."""
-    model = onnx.load(str(path), load_external_data=False)
-    return (path, *(path.parent / name for name in locations(model)))
+    """The model file and the files of its external data; raises ModelError as load does."""
+    return (path, *(path.parent / name for name in beside.locations(stored(_parsed(path)[0]), path)))
+
+
+def check_model(model: onnx.ModelProto) -> None:
+    """Raises ModelError when a model in memory keeps tensors in files, which are not looked for, or holds damaged ones."""
+    for tensor in stored(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(f"tensor {tensor.name!r} lies in another file; load the model with its external data, or give its path")
+        check_complete(tensor, Path("the model"))
 
 
 def check_complete(tensor: onnx.TensorProto, path: Path) -> None:
-    """Raises ModelError when a tensor has fewer values than its shape needs."""
-    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
-        return
-    if not tensor.HasField("raw_data"):
-        try:
-            onnx.numpy_helper.to_array(tensor)
-        except Exception as error:  # ValueError, TypeError, KeyError: values and shape do not go together
-            text = " ".join(str(error).split())[:200]
-            raise ModelError(f"{path}: tensor {tensor.name!r} cannot be read: {text}; is the file complete?") from None
-        return
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError:
-        raise ModelError(f"{path}: tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
-    size = 1
-    for dim in tensor.dims:
-        size *= dim
-    if dtype.itemsize > 0 and len(tensor.raw_data) != size * dtype.itemsize and not _packed(tensor.data_type):
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs "
-            f"{size * dtype.itemsize}; is the file complete?"
-        )
-
-
-def _packed(data_type: int) -> bool:
-    """True for the 4-bit and smaller types, of which several share a byte."""
-    name = onnx.TensorProto.DataType.Name(data_type)
-    return re.fullmatch(r"U?INT[24]|FLOAT4\w*", name) is not None
+    """Raises ModelError when a tensor has more or fewer values than its shape needs, or a shape that cannot be."""
+    if why := fault(tensor):
+        raise ModelError(f"{path}: tensor {tensor.name!r} cannot be read: {why}; is the file complete?")
 
 
 def save(

@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.errors import ModelError
+
 Array = NDArray[Any]
 Read = Callable[[str], Array]
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -157,6 +159,8 @@ def spread(values: Array, grid: Grid, shape: tuple[int, ...]) -> Array:
     if values.ndim == len(shape) and not grid.block:
         return np.broadcast_to(values, shape)
     axis = grid.axis % len(shape)
+    if not grid.block and values.size != shape[axis]:
+        raise ModelError(f"a scale or zero point of {values.size} numbers does not fit axis {axis} of a weight of shape {shape}")
     if grid.block:
         return np.repeat(values, grid.block, axis)[tuple(slice(dim) for dim in shape)]
     return np.broadcast_to(values.reshape([-1 if number == axis else 1 for number in range(len(shape))]), shape)

@@ -120,7 +120,9 @@ def _einsum(node: onnx.NodeProto, names: list[str], constants: Constants) -> Wei
     if len(held) != 1:
         return Weight(reason="all sides are constants" if held else "all sides are computed at run time")
     (side,) = held
-    equation = next((helper.get_attribute_value(entry).decode() for entry in node.attribute if entry.name == "equation"), "")
+    equation = next(
+        (helper.get_attribute_value(entry).decode(errors="replace") for entry in node.attribute if entry.name == "equation"), ""
+    )
     weight, rank = names[side], len(constants.shape(names[side]))
     if rank < 2:
         return Weight(reason="the weight is a vector")

@@ -1,7 +1,9 @@
-"""Calibration samples as model inputs: opened by header, loaded and checked batch by batch, split into two sides."""
+"""Calibration samples as model inputs: opened by header, loaded and checked batch by batch.
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+Samples may differ in length along the axes that the model leaves free. Those of one shape run together; nothing is padded.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime import images, sources
-from onnxprune.runtime.preprocess import InputSpec, Preprocess, Recipe, checked, prepared, recipe_of, recipes_of
+from onnxprune.runtime import finding, images, sources
+from onnxprune.runtime.datasets import open_set
+from onnxprune.runtime.lines import open_lines
+from onnxprune.runtime.preprocess import InputSpec, Preprocess, Recipe, checked, prepared, recipe_of, recipes_of, working_types
 from onnxprune.runtime.sources import Source, Stored
+from onnxprune.runtime.splitting import Split, split
 
-__all__ = ["InputSpec", "Preprocess", "Samples", "Split", "batches", "from_arrays", "open_samples", "split"]
+__all__ = [
+    "InputSpec",
+    "Preprocess",
+    "Samples",
+    "Split",
+    "batches",
+    "from_arrays",
+    "from_items",
+    "open_samples",
+    "runs",
+    "split",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Calibration samples on disk or in memory.
 
-    ``count`` of them, ``notes`` for the user, ``paths`` of the files, ``shapes`` of one sample by input name.
+    ``count`` of them, ``notes`` for the user, ``paths`` of the files, ``shapes``: every shape that a sample has, by input name, and
+    ``kinds``, intp (count,): which of them each sample has.
     """
 
     count: int
     notes: tuple[str, ...]
     paths: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    kinds: NDArray[np.intp]
     _parts: tuple[tuple[Source, tuple[Recipe, ...]], ...] = field(repr=False)
     _ends: NDArray[np.intp] = field(repr=False)
 
@@ -37,13 +55,16 @@ class Samples:
         Stacked on axis 0, C-contiguous, of the inputs' dtypes.
 
         Each file is visited once. Raises CalibrationError for unreadable files, wrong image sizes, NaN and infinity,
-        naming the file; IndexError for an index outside 0 to count - 1.
+        naming the file; IndexError for an index outside 0 to count - 1; ValueError for samples of several shapes.
         """
         indices = np.asarray(indices, dtype=np.intp)
         if indices.size and not (indices.min() >= 0 and indices.max() < self.count):
             raise IndexError(f"sample indices must be in 0..{self.count - 1}, got {indices.min()}..{indices.max()}")
-        recipes = self._parts[0][1]
-        out = {r.spec.name: np.empty((len(indices), *r.shape), r.spec.dtype) for r in recipes}
+        kinds = np.unique(self.kinds[indices])
+        if kinds.size > 1:
+            raise ValueError(f"samples of {kinds.size} shapes do not stack; take those of one kind")
+        shapes = self.shapes[kinds[0] if kinds.size else 0]
+        out = {r.spec.name: np.empty((len(indices), *shapes[r.spec.name]), r.spec.dtype) for r in self._parts[0][1]}
         owner = np.searchsorted(self._ends, indices, side="right")
         order = np.argsort(owner, kind="stable")
         for at in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
@@ -56,30 +77,35 @@ class Samples:
         return out
 
 
-@dataclass(frozen=True)
-class Split:
-    """Sample indices, ascending, of the repair and the holdout side, and notes for the user."""
-
-    repair: NDArray[np.intp]
-    holdout: NDArray[np.intp]
-    notes: tuple[str, ...]
-
-
-def open_samples(paths: Sequence[str | Path], specs: Sequence[InputSpec], preprocess: Preprocess) -> Samples:
+def open_samples(
+    paths: Sequence[str | Path],
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    axes: Mapping[str, int | None] | None = None,
+) -> Samples:
     """Return the samples of all ``paths`` in order, reading headers only (and no more than one image's).
+
+    ``axes`` says on which axis the model has the batch of each input (0 otherwise), for test data sets, which are laid out as the
+    model is; all other files have their samples on axis 0.
 
     Raises CalibrationError for whatever headers can tell: files, dtypes, shapes and options that do not fit the model's
     inputs.
     """
     ranks = checked(specs, preprocess)
-    files, notes = sources.find(paths)
-    arrays = [file for file in files if file.suffix.lower() in sources.ARRAYS]
+    files, notes = finding.find(paths)
+    arrays = [file for file in files if file.suffix.lower() in finding.ARRAYS]
     pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
-    parts: dict[Path, tuple[Source, tuple[Recipe, ...]]] = {}
-    if arrays and preprocess.resize is not None:
-        raise CalibrationError(f"{arrays[0]}: --resize is for images: drop --resize, or resize the stored arrays")
+    parts: dict[Path, list[tuple[Source, tuple[Recipe, ...]]]] = {}
+    unscaled = [file for file in files if file not in set(pictures)]
+    if unscaled and preprocess.resize is not None:
+        raise CalibrationError(f"{unscaled[0]}: --resize is for images: drop --resize, or resize the stored arrays")
     for file, source in zip(arrays, sources.open_files(arrays, ranks), strict=True):
-        parts[file] = (source, recipes_of(source, specs, preprocess))
+        parts[file] = [(source, recipes_of(source, specs, preprocess))]
+    for file in unscaled:
+        if file not in parts:
+            lines = file.suffix.lower() in finding.LINES and not file.is_dir()
+            opened = open_lines(file, ranks, working_types(specs, preprocess)) if lines else [open_set(file, ranks, axes or {})]
+            parts[file] = [(source, recipes_of(source, specs, preprocess)) for source in opened]
     if pictures:
         if len(specs) != 1:
             raise CalibrationError(f"{pictures[0]}: images serve a model with one input, this one has {', '.join(ranks)}: save an .npz")
@@ -93,8 +119,8 @@ def open_samples(paths: Sequence[str | Path], specs: Sequence[InputSpec], prepro
             def rows(wanted: NDArray[np.intp], file: Path = file) -> dict[str, NDArray[Any]]:
                 return {spec.name: images.read(file, frame)[None][wanted]}
 
-            parts[file] = (Source(str(file), 1, {spec.name: stored}, (), rows), recipes)
-    return _samples([parts[file] for file in files], notes, tuple(map(str, files)))
+            parts[file] = [(Source(str(file), 1, {spec.name: stored}, (), rows), recipes)]
+    return _samples([part for file in files for part in parts[file]], notes, tuple(map(str, files)))
 
 
 def from_arrays(arrays: NDArray[Any] | Mapping[str, NDArray[Any]], specs: Sequence[InputSpec], preprocess: Preprocess) -> Samples:
@@ -111,59 +137,76 @@ def from_arrays(arrays: NDArray[Any] | Mapping[str, NDArray[Any]], specs: Sequen
     return _samples([(source, recipes_of(source, specs, preprocess))], [], ())
 
 
-def split(count: int, *, limit: int, holdout: float, seed: int, fixed_batch: int | None) -> Split:
-    """Return ``n = min(limit, count)`` sample indices drawn by ``seed``, ``round(holdout * n)`` of them held out.
+def from_items(
+    items: Iterable[Any],
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    limit: int,
+    gathered: Callable[[dict[str, Any]], Any] = dict,
+) -> Samples:
+    """Return the samples of an iterable, taken until there are ``limit`` of them and copied.
 
-    intp indices, disjoint. With a fixed batch both sides are cut to multiples of it. Raises CalibrationError where a
-    side asked for would be empty, and for a limit below 1 or a holdout outside 0 <= holdout < 1.
+    Each item is what from_arrays takes: an array of the input's rank is a batch, one rank less is one sample; objects that NumPy can
+    convert, such as tensors of torch on the CPU, count as arrays. ``gathered`` brings the samples of an item
+    to axis 0. Raises CalibrationError as open_samples does.
     """
-    if limit < 1:
-        raise CalibrationError(f"--samples {limit}: expected 1 or more: pass the number of samples to use")
-    if not 0 <= holdout < 1:
-        raise CalibrationError(f"--holdout {holdout:g}: expected a share, 0 <= share < 1: pass for example --holdout 0.1")
-    batch = fixed_batch or 1
-    n = min(limit, count)
-    drawn = np.random.default_rng(seed).permutation(count)[:n].astype(np.intp)
-    held, rest = drawn[: round(holdout * n)], drawn[round(holdout * n) :]
-    held, rest = held[: held.size - held.size % batch], rest[: rest.size - rest.size % batch]
-    if rest.size == 0 or (holdout > 0 and held.size == 0):
-        # round(share * n) >= batch above n = (batch - 1/2) / share; a little more, as 1 - holdout is rounded
-        least = max((batch - 0.5) / share for share in (holdout, 1 - holdout) if share > 0) * (1 + 1e-9)
-        needed = math.floor(min(least, 1e15)) + 1
-        side = "the repair side" if rest.size == 0 else f"the holdout (share {holdout:g})"
-        steps = (("more samples", count < needed), (f"--samples {needed}", limit < needed))
-        more = " and ".join(step for step, short in steps if short)
-        fixed = f" in batches of {batch}" if batch > 1 else ""
-        other = " or pass --holdout 0" if holdout > 0 else ""
-        raise CalibrationError(
-            f"{n} of {count} calibration samples{fixed} leave nothing for {side}, {needed} are needed: give {more}{other}"
-        )
-    dropped = n - held.size - rest.size
-    note = f"{dropped} of {n} samples dropped: the model takes batches of {batch}"
-    return Split(np.sort(rest), np.sort(held), (note,) if dropped else ())
+    ranks = checked(specs, preprocess)
+    if preprocess.resize is not None:
+        raise CalibrationError("calibration items: --resize is for images: drop resize, or resize the arrays")
+    parts, count = list[tuple[Source, tuple[Recipe, ...]]](), 0
+    for number, item in enumerate(items):
+        given = item if isinstance(item, Mapping) else {"array": item}
+        arrays = {str(key): np.array(value) if hasattr(value, "__array__") else value for key, value in given.items()}
+        if all(isinstance(value, np.ndarray) for value in arrays.values()):
+            arrays = dict(gathered(arrays if isinstance(item, Mapping) or len(specs) > 1 else {specs[0].name: arrays["array"]}))
+        source = sources.from_memory(arrays, ranks, f"item {number}: ")
+        parts.append((source, recipes_of(source, specs, preprocess)))
+        count += source.count
+        if count >= limit:
+            break
+    if not parts:
+        raise CalibrationError("the calibration iterator gave nothing: give an array, or a mapping of arrays by input name, an item")
+    notes = [f"the first {count} samples of the iterator were taken, as --samples {limit} asks"] if count >= limit else []
+    return _samples(parts, notes, ())
+
+
+def runs(samples: Samples, indices: NDArray[np.intp], batch_size: int) -> list[NDArray[np.intp]]:
+    """Return the indices of every batch: ``batch_size`` samples of one shape at a time, the last of each shape may be fewer.
+
+    Shapes come in the order in which ``indices`` first has them.
+    """
+    kinds = samples.kinds[indices]
+    alike = [indices[kinds == kind] for kind in dict.fromkeys(kinds.tolist())]
+    return [rows[start : start + batch_size] for rows in alike for start in range(0, len(rows), batch_size)]
 
 
 def batches(samples: Samples, indices: NDArray[np.intp], batch_size: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the samples at ``indices`` as model inputs, ``batch_size`` at a time; the last batch may be shorter."""
-    for start in range(0, len(indices), batch_size):
-        yield samples.take(indices[start : start + batch_size])
+    """Yield the samples at ``indices`` as model inputs, batch after batch as runs() says."""
+    for rows in runs(samples, indices, batch_size):
+        yield samples.take(rows)
 
 
 def _samples(parts: list[tuple[Source, tuple[Recipe, ...]]], notes: list[str], paths: tuple[str, ...]) -> Samples:
-    first = {recipe.spec.name: recipe for recipe in parts[0][1]}
-    unused: dict[str, list[str]] = {}
+    unused: dict[str, dict[str, None]] = {}
+    placed: dict[str, dict[str, None]] = {}
+    found: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
+    kinds = []
     for source, recipes in parts:
-        for recipe in recipes:
-            other = first[recipe.spec.name]
-            if recipe.shape != other.shape:
-                raise CalibrationError(
-                    f"{recipe.stored.label}: samples of shape {recipe.shape}, {other.stored.label}: {other.shape}, "
-                    f"for model input {recipe.spec.name!r}: bring all samples to one shape"
-                )
+        kinds.append(found.setdefault(tuple((recipe.spec.name, recipe.shape) for recipe in recipes), len(found)))
         for key in source.unused:
-            unused.setdefault(key, []).append(source.path)
-    for key, where in unused.items():
-        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        notes.append(f"{where[0]}{more}: array {key!r} not used, no model input has its name")
-    ends = np.cumsum([source.count for source, _ in parts], dtype=np.intp)
-    return Samples(int(ends[-1]), tuple(notes), paths, {name: r.shape for name, r in first.items()}, tuple(parts), ends)
+            unused.setdefault(key, {})[source.path] = None
+        if source.by_position:
+            placed.setdefault(source.by_position, {})[source.path] = None
+    notes += [f"{_where(files)}: array {key!r} not used, no model input has its name" for key, files in unused.items()]
+    notes += [f"{_where(files)}: arrays serve inputs by position: {what}" for what, files in placed.items()]
+    if len(found) > 1:
+        notes.append(f"samples of {len(found)} shapes: those of one shape run together, nothing is padded")
+    counts = [source.count for source, _ in parts]
+    ends = np.cumsum(counts, dtype=np.intp)
+    of_each = np.repeat(np.array(kinds, np.intp), counts)
+    return Samples(int(ends[-1]), tuple(notes), paths, tuple(map(dict, found)), of_each, tuple(parts), ends)
+
+
+def _where(files: Mapping[str, None]) -> str:
+    first, *others = files
+    return f"{first} and {len(others)} more" if others else first

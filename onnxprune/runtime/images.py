@@ -108,6 +108,8 @@ def read(path: Path, frame: Frame) -> NDArray[np.uint8]:
 def _short_side(image: Image.Image, pixels: int) -> Image.Image:
     short = min(image.size)
     width, height = (max(pixels, round(side * pixels / short)) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:  # a sliver one pixel wide grows without end
+        raise ValueError(f"scaled to {width}x{height} it has more than {Image.MAX_IMAGE_PIXELS} pixels")
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 

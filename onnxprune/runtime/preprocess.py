@@ -66,6 +66,8 @@ def checked(specs: Sequence[InputSpec], told: Preprocess) -> dict[str, int]:
     for spec in specs:
         if not spec.shape:
             raise CalibrationError(f"model input {spec.name!r} is a scalar, without a batch axis: make it a constant of the model")
+        if spec.dtype.hasobject:
+            raise CalibrationError(f"model input {spec.name!r} takes strings, which are not fed: cut the model behind its tokenizer")
     for flag, values in (("--mean", told.mean), ("--std", told.std)):
         if values is not None and (not values or not all(map(math.isfinite, values))):
             raise CalibrationError(f"{flag} {_commas(values)}: expected finite numbers: pass one, or one a channel")
@@ -91,6 +93,12 @@ def _for_input(spec: InputSpec, specs: Sequence[InputSpec], told: Preprocess) ->
         return Preprocess()
     mean, std = (told.mean, told.std) if floats else (None, None)
     return Preprocess(mean, std, told.layout if len(spec.shape) >= 4 else None, told.resize)
+
+
+def working_types(specs: Sequence[InputSpec], told: Preprocess) -> dict[str, np.dtype[Any]]:
+    """Return, by input, the dtype in which numbers without one (those of JSON) are stored: float64 where --mean or --std serve."""
+    served = {spec.name: _for_input(spec, specs, told) for spec in specs}
+    return {spec.name: np.dtype(np.float64) if served[spec.name].mean or served[spec.name].std else spec.dtype for spec in specs}
 
 
 def recipes_of(source: Source, specs: Sequence[InputSpec], told: Preprocess) -> tuple[Recipe, ...]:

@@ -82,7 +82,7 @@ def test_load_refuses_weights_shorter_than_their_shape(tmp_path):
     model = net()
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
     onnx.save(model, str(tmp_path / "net.onnx"))
-    with pytest.raises(ModelError, match=r"tensor 'w' has 4220 bytes, its shape \[32, 33\] needs 4224"):
+    with pytest.raises(ModelError, match=r"tensor 'w' cannot be read: it has 4220 bytes, its shape \[32, 33\] needs 4224"):
         load(tmp_path / "net.onnx")
 
 

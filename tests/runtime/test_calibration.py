@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime.calibration import InputSpec, Preprocess, batches, from_arrays, open_samples, split
+from onnxprune.runtime.calibration import InputSpec, Preprocess, batches, from_arrays, open_samples, runs, split
 
 REFERENCE = Path(os.environ.get("ONNXPRUNE_REFERENCE") or Path(__file__).resolve().parents[3] / "shared" / "reference")
 AS_IS = Preprocess()
@@ -137,7 +137,7 @@ def test_several_inputs_are_preprocessed_only_where_float_and_rank_3():
     np.testing.assert_array_equal(got["x"][0, :, 0, 0], np.float32([2, 1.5, 1]))
     np.testing.assert_array_equal(got["ids"], [1])
     np.testing.assert_array_equal(got["scale"], np.ones((1, 1), np.float32))
-    assert samples.shapes == {"x": (3, 2, 2), "ids": (), "scale": (1,)}
+    assert samples.shapes == ({"x": (3, 2, 2), "ids": (), "scale": (1,)},)
 
 
 # --- several files ---
@@ -314,7 +314,14 @@ def test_overflow_of_the_inputs_dtype():
 def test_mixed_shapes_over_free_dimensions(tmp_path):
     ones = {f"{name}.npy": np.ones((2, side), np.float32) for name, side in (("a", 3), ("b", 3), ("c", 4))}
     paths = store(tmp_path, ones)
-    refuses(lambda: open_samples(paths, [spec(None, None)], AS_IS), "c.npy", "(4,)", "a.npy", "(3,)", "one shape")
+    samples = open_samples(paths, [spec(None, None)], AS_IS)
+    assert samples.shapes == ({"x": (3,)}, {"x": (4,)})
+    assert samples.kinds.tolist() == [0, 0, 0, 0, 1, 1]
+    assert samples.notes == ("samples of 2 shapes: those of one shape run together, nothing is padded",)
+    assert [rows.tolist() for rows in runs(samples, np.array([5, 0, 1, 4, 3]), 2)] == [[5, 4], [0, 1], [3]]
+    assert [batch["x"].shape for batch in batches(samples, np.array([5, 0, 1, 4, 3]), 2)] == [(2, 4), (2, 3), (1, 3)]
+    with pytest.raises(ValueError, match="2 shapes"):
+        samples.take(np.array([0, 5]))
 
 
 def test_resize_with_arrays_beside_images(tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime import sources
-from onnxprune.runtime.sources import find, from_memory, open_files
+from onnxprune.runtime.finding import find
+from onnxprune.runtime.sources import from_memory, open_files
 
 X = {"x": 2}
 rows = np.array
@@ -298,3 +299,31 @@ def test_memory_takes_a_lone_array_and_notes_extras():
 )
 def test_bad_memory(arrays, part):
     refuses(lambda: from_memory(arrays, X), part)
+
+
+# --- by position ---
+
+
+def test_arrays_without_a_name_go_by_position(tmp_path):
+    x, y = np.zeros((2, 3)), np.ones((2, 3))
+    np.savez(tmp_path / "a.npz", x, y)
+    source = opened(tmp_path / "a.npz", {"q": 2, "p": 2})
+    assert source.by_position == "'arr_0' -> 'q', 'arr_1' -> 'p'"
+    np.testing.assert_array_equal(source.rows(rows([0]))["p"], y[:1])
+
+
+def test_arrays_of_other_names_go_by_position_where_ranks_leave_no_choice(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.zeros((2, 3, 4, 4)), ids=np.zeros((2, 3)))
+    assert opened(tmp_path / "a.npz", {"x": 4, "y": 2}).by_position == "'image' -> 'x', 'ids' -> 'y'"
+    for ranks in ({"x": 2, "y": 4}, {"x": 4, "y": 4}):  # another order, and none
+        refuses(lambda ranks=ranks: opened(tmp_path / "a.npz", ranks), "arrays image, ids; model inputs: x, y")
+    np.savez(tmp_path / "b.npz", a=np.zeros((2, 3)), b=np.zeros((2, 3)))  # either may serve either
+    refuses(lambda: opened(tmp_path / "b.npz", {"x": 2, "y": 2}), "arrays a, b; model inputs: x, y")
+
+
+def test_a_bomb_is_told_by_its_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "UNPACKED_MAX", 100_000)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((100_000, 3), np.float32))
+    refuses(lambda: opened(tmp_path / "a.npz"), "decompression bomb", "to 1200")
+    np.savez(tmp_path / "a.npz", x=np.zeros((100_000, 3), np.float32))
+    assert opened(tmp_path / "a.npz").count == 100_000

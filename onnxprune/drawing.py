@@ -1,0 +1,92 @@
+"""The samples of a run: opened from what the caller gives, split, and batched as the model wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import CalibrationError
+from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
+from onnxprune.mirroring import mirrored, width_axes
+from onnxprune.options import Options
+from onnxprune.report import CalibrationReport
+from onnxprune.runtime import calibration
+from onnxprune.runtime.calibration import Samples, Split
+from onnxprune.runtime.stream import Batch
+
+Items = Callable[[], Iterable[Any]] | Iterator[Any]
+Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[Any]] | Items
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """The samples of a run, and how they are split and batched."""
+
+    samples: Samples
+    split: Split
+    batch_size: int
+    axes: Axes
+    widths: Mapping[str, int]
+    """The axes along which images are mirrored for the repair; none without --mirror."""
+
+    def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
+        """The samples at ``rows``, batch by batch, as the model takes them."""
+        return self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size))
+
+    def count(self, rows: NDArray[np.intp]) -> int:
+        """How many batches the samples at ``rows`` make."""
+        return len(calibration.runs(self.samples, rows, self.batch_size))
+
+    def repairing(self) -> Iterator[Batch]:
+        """The batches of the repair, with mirror images if they were asked for."""
+        if not self.widths:
+            return self.batches(self.split.repair)
+        given = calibration.batches(self.samples, self.split.repair, self._originals)
+        return self.axes.laid_out(mirrored(given, self.widths, self.batch_size))
+
+    @property
+    def repairs(self) -> int:
+        """How many batches the repair has."""
+        given = len(calibration.runs(self.samples, self.split.repair, self._originals))
+        return 2 * given if self.widths and self.batch_size % 2 else given
+
+    @property
+    def _originals(self) -> int:
+        """How many samples a batch of the repair takes, beside their mirror images."""
+        return self.batch_size // 2 if self.widths and self.batch_size % 2 == 0 else self.batch_size
+
+    @property
+    def report(self) -> CalibrationReport:
+        """The numbers for the report."""
+        repair, holdout = len(self.split.repair), len(self.split.holdout)
+        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, bool(self.widths))
+
+
+def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: float) -> Taken:
+    """The calibration samples behind paths or arrays, split and batched as the options and the model's batch axis say.
+
+    Raises:
+        CalibrationError: the samples are missing, do not fit the inputs, or are too few.
+    """
+    axes, specs = axes_of(model), input_specs(model)
+    if isinstance(calib, (np.ndarray, Mapping)):
+        samples = calibration.from_arrays(axes.gathered(calib), specs, options.preprocess)
+    elif callable(calib) or isinstance(calib, Iterator):
+        items = calib() if callable(calib) else calib
+        if not isinstance(items, Iterable):
+            raise CalibrationError(f"the calibration callable returned {type(items).__name__}, expected an iterable of arrays")
+        samples = calibration.from_items(items, specs, options.preprocess, options.samples, axes.gathered)
+    else:
+        paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
+        samples = calibration.open_samples(paths, specs, options.preprocess, axes.inputs)
+    fixed = fixed_batch(specs)
+    split = calibration.split(
+        samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds
+    )
+    return Taken(samples, split, fixed or options.batch_size, axes, width_axes(specs) if options.mirror else {})
