@@ -10,7 +10,7 @@ the dense output alone:
 3. the bias gives the dense mean.
 
 What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair. A layer whose
-solution is no better on held-out rows takes that too, or the shift alone, whichever is better there.
+solution is no better on held-out rows than that, or than a new bias alone, takes it too.
 """
 
 from __future__ import annotations
@@ -133,17 +133,18 @@ def _solve(
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
     before = measure.error(masked, measure.shift(masked))
-    plain = min((measure.error(repaired, measure.shift(repaired)), "channel"), (before, "shift"))
+    plain = measure.error(repaired, measure.shift(repaired))
+    least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, both=False)
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
-    if found.error_after >= plain[0]:
-        gains = channel_gains(whole, masked) if plain[1] == "channel" else np.ones(len(masked))
+    if found.error_after >= least:
+        gains = channel_gains(whole, masked)
         weight = masked * gains[:, None]
-        note = (f"{plain[1]} repair: the solution's held-out error {found.error_after:.3g} is not below {plain[0]:.3g}",)
+        note = (f"channel repair: the solution's held-out error {found.error_after:.3g} is not below {least:.3g}",)
         write_layer(constants, point, shape, weight, whole.shift(weight))
-        outcome = _outcome(point, plain[1], whole, masked, weight, before, plain[0], found, note)
+        outcome = _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
         return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
     weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
     if np.isfinite(join.low) or np.isfinite(join.high):

@@ -353,15 +353,14 @@ def test_layers_that_keep_everything_are_solved_for_what_arrives(name: str) -> N
             assert entry.relative_error_before is not None and entry.relative_error_after is not None
             assert entry.relative_error_after < entry.relative_error_before
             assert not np.array_equal(after[entry.weight], before[entry.weight])
-        else:  # where 1e-2 of ridge and a finite sample cost more than the solution gains, the dense weights stay, with a new bias
-            assert entry.repair == "shift"
-            assert (entry.gain_min, entry.gain_max) == (1.0, 1.0)
-            assert entry.relative_error_after == entry.relative_error_before
+        else:  # where 1e-2 of ridge and a finite sample cost more than the solution gains
+            assert entry.repair == "channel"
+            assert entry.gain_min is not None and entry.gain_min > 0
     assert better >= len(result.report.layers) // 2
     masks = prune(dense, data(dense, 1), sparsity=0.8, include=(first,), repair="channel", holdout=0)
     assert sqnr(result.model, dense) > sqnr(masks.model, dense) + 1
     own = {tensor: value for tensor, value in before.items() if tensor not in ("w0", "b0") and not tensor.endswith("0")}
-    assert sqnr(result.model, dense) > sqnr(replaced(result.model, own), dense) + 0.5  # only the first layer solved
+    assert sqnr(result.model, dense) > sqnr(replaced(result.model, own), dense) + 0.3  # only the first layer solved
 
 
 def test_layers_before_the_first_pruned_one_stay() -> None:
@@ -704,7 +703,7 @@ def test_the_report_says_what_was_done(name: str) -> None:
         assert entry.steps[-1] == entry.kept
         assert list(entry.steps) == sorted(set(entry.steps), reverse=True)
         assert entry.steps[0] < entry.weights
-        assert entry.ridge in RIDGES
+        assert entry.ridge in {ridge for _, choice in RIDGES for ridge in choice}
         assert entry.relative_error_before is not None and entry.relative_error_after is not None
         assert 0 <= entry.relative_error_after < entry.relative_error_before
         assert entry.variance_error_before is not None and entry.variance_error_after is not None
