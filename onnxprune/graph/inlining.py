@@ -69,11 +69,12 @@ def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mappin
         put_raw(tensors[holder], values[holder])
     result.graph.initializer.extend(tensor for tensor in working.graph.initializer if tensor.name in added)
     nodes: list[onnx.NodeProto] = []
-    given = list(original.graph.node)
+    given, done = list(original.graph.node), 0  # of the original's nodes, how many are there
     for node in working.graph.node:
         if node.doc_string.startswith(MAIN):
             number = int(node.doc_string[len(MAIN) :])
-            nodes.extend(given[len(nodes) - _new(nodes, added) : number])
+            nodes.extend(given[done:number])
+            done = number + 1
             kept = onnx.NodeProto()
             kept.CopyFrom(given[number])
             del kept.input[:], kept.output[:]
@@ -82,14 +83,10 @@ def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mappin
             nodes.append(kept)
         elif node.name in added:
             nodes.append(node)
-    nodes.extend(given[len(nodes) - _new(nodes, added) :])
+    nodes.extend(given[done:])
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     return result
-
-
-def _new(nodes: list[onnx.NodeProto], added: Set[str]) -> int:
-    return sum(node.name in added for node in nodes)
 
 
 def put_raw(tensor: onnx.TensorProto, data: bytes) -> None:
