@@ -147,8 +147,7 @@ def _curve(
     gain, _ = normalisation_of(constants, point)
     dense = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     lam = ridge_of(fit, RIDGE)
-    pull = np.repeat(lam, len(dense) // len(lam))[:, None]
-    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(dense.shape) + pull * dense
+    rhs, _ = thinning.right_side(fit.xy / fit.count, lam, dense)
     mask, weight = np.ones(dense.shape, np.bool_), dense
     errors: list[float] = []
     last: deque[tuple[float, Weights]] = deque(maxlen=3)

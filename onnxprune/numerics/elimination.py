@@ -51,8 +51,9 @@ def eliminate(
     def drop(c: int) -> None:
         out = gone[left[c]]
         stay, H, w = ~out, inverse(c), weight[left[c]]
-        across = H[out][:, stay]
-        made = np.linalg.solve(H[out][:, out], np.column_stack([w[out], across]))
+        rows = H[out]
+        across = rows[:, stay]
+        made = np.linalg.solve(rows[:, out], np.column_stack([w[out], across]))
         weight[left[c][out]], loss[left[c][out]] = 0.0, np.inf
         left[c] = left[c][stay]
         settle(c, H[stay][:, stay] - across.T @ made[:, 1:], w[stay] - across.T @ made[:, 0])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Bools, Floats
-from onnxprune.numerics.thinning import best_of_each, schedule, select, sizes_of, solve, thin
+from onnxprune.numerics.thinning import best_of_each, right_side, schedule, select, sizes_of, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 RIDGE = 1e-2
@@ -126,7 +126,7 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
     start: (C, K) weights near by, from which an iterative solve begins.
     """
     lam = ridge_of(fit, ridge)
-    rhs = (fit.xy / fit.count).transpose(0, 2, 1).reshape(w0.shape) + np.repeat(lam, len(w0) // len(lam))[:, None] * w0
+    rhs, _ = right_side(fit.xy / fit.count, lam, w0)
     return solve(fit.xx, rhs, lam, mask, w0 if start is None else start, rows=fit.count)
 
 
@@ -155,9 +155,9 @@ def reconstruct(
     """
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
+    measure = held if held is not None and held.count else fit
     if ridges is None:
-        measured = held is not None and held.count > 0
-        ridges = next(choice for least, choice in RIDGES if fit.count >= least * K) if measured else (RIDGE,)
+        ridges = (RIDGE,) if measure is fit else next(choice for least, choice in RIDGES if fit.count >= least * K)
     if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
         raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
     if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
@@ -167,7 +167,6 @@ def reconstruct(
     everything = np.ones(w0.shape, np.bool_)
     protected = best_of_each(np.abs(w0), everything, *pattern) if pattern else None
     plain = w0 * select(np.abs(w0), keep, everything, protected)
-    measure = held if held is not None and held.count else fit
     before = measure.error(plain, fit.shift(plain))
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes

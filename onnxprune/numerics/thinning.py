@@ -174,6 +174,12 @@ def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, ro
     return solve_exact(G, rhs, lam, mask, rows)
 
 
+def right_side(R: Floats, lam: Floats, w0: Floats) -> tuple[Floats, Floats]:
+    """The right side R' + lam w0 of (1), float64 (C, K), and lam for every channel, (C, 1). R: (g, K, C/g); lam: (g,); w0: (C, K)."""
+    pull = np.repeat(lam, len(w0) // len(lam))[:, None]
+    return R.transpose(0, 2, 1).reshape(w0.shape) + pull * w0, pull
+
+
 def thin(
     G: Floats,
     R: Floats,
@@ -197,8 +203,7 @@ def thin(
     pattern when ``sizes[-1]`` is n/m of the layer.
     """
     C, K = w0.shape
-    pull = np.repeat(lam, C // len(G))[:, None]
-    rhs = R.transpose(0, 2, 1).reshape(C, K) + pull * w0
+    rhs, pull = right_side(R, lam, w0)
     alive = np.repeat(np.einsum("gkk->gk", G) > 0, C // len(G), axis=0)
     mask = np.ones((C, K), np.bool_)
     weight = w0
