@@ -104,10 +104,15 @@ def move(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return copy
 
 
+def as_constant(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    """An initializer, taken out of the graph, as a Constant node."""
+    return helper.make_node("Constant", [], [name], f"const_{name}", value=move(model, name))
+
+
 def to_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every initializer as a Constant node at the top of the graph, as PaddlePaddle's exporter writes them."""
-    for tensor in [move(model, entry.name) for entry in list(model.graph.initializer)][::-1]:
-        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], f"const_{tensor.name}", value=tensor))
+    for name in [entry.name for entry in model.graph.initializer][::-1]:
+        model.graph.node.insert(0, as_constant(model, name))
     return model
 
 
@@ -320,8 +325,7 @@ def inside_if() -> Subject:
     model = outer_scope_of_a_body().model
     branches = {entry.name: entry.g for entry in model.graph.node[-1].attribute}
     branches["then_branch"].initializer.append(move(model, "w2"))
-    constant = helper.make_node("Constant", [], ["w3"], "const_w3", value=move(model, "w3"))
-    branches["else_branch"].node.insert(0, constant)
+    branches["else_branch"].node.insert(0, as_constant(model, "w3"))
     return Subject(model, row(), 3, unrepaired=2)
 
 
@@ -432,8 +436,7 @@ def local_function_with_constants() -> Subject:
       [mm] o = MatMul (i, w)
     }"""
     model = net(body, {"w2": (12, 5), "w": (8, 12)}, others=', "local" : 1')
-    constant = helper.make_node("Constant", [], ["w"], "const_w", value=move(model, "w"))
-    model.functions[0].node.insert(0, constant)
+    model.functions[0].node.insert(0, as_constant(model, "w"))
     return Subject(model, row(), 2, unrepaired=1)
 
 
@@ -452,8 +455,7 @@ def local_function_called_twice() -> Subject:
       [mm] o = MatMul (i, w)
     }"""
     model = net(body, {"w2": (8, 5), "w": (8, 8)}, others=', "local" : 1')
-    constant = helper.make_node("Constant", [], ["w"], "const_w", value=move(model, "w"))
-    model.functions[0].node.insert(0, constant)
+    model.functions[0].node.insert(0, as_constant(model, "w"))
     return Subject(model, row(), 2, unrepaired=1)
 
 

@@ -128,15 +128,22 @@ def rival(python: Path, method: str, sparsity: float, samples: np.ndarray, args:
         for name in args.recoveries.split(",")
     }
     missing = [name for name, place in places.items() if args.fresh or not place.exists()]
+    if missing:
+        _make_rows(python, method, sparsity, samples, args, {name: places[name] for name in missing})
+    return [json.loads(place.read_text()) for place in places.values()]
+
+
+def _make_rows(python: Path, method: str, sparsity: float, samples: np.ndarray, args: argparse.Namespace, places: dict[str, Path]) -> None:
+    """Run the recoveries that ``places`` names, and write each row there as soon as it is made."""
     with tempfile.TemporaryDirectory() as folder:
         calib = Path(folder) / "calib.npy"
         np.save(calib, samples)
         command = [str(python), str(HERE / "rival_worker.py"), str(reference.FOLDER / args.model), "--method", method]
-        command += ["--recovery", ",".join(missing), "--sparsity", str(sparsity), "--calib", str(calib)]
+        command += ["--recovery", ",".join(places), "--sparsity", str(sparsity), "--calib", str(calib)]
         command += ["--output", str(Path(folder) / "pruned.onnx"), "--threads", "1"]
         for name in ("iterations", "rate", "rows", "statistics"):
             command += [f"--{name}", str(getattr(args, name))]
-        with subprocess.Popen(command if missing else ["true"], stdout=subprocess.PIPE, text=True) as worker:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
             for line in worker.stdout or ():
                 if line.startswith("{"):
                     row = json.loads(line)
@@ -144,7 +151,6 @@ def rival(python: Path, method: str, sparsity: float, samples: np.ndarray, args:
                     places[row["recovery"]].write_text(json.dumps(row))
         if worker.returncode:
             sys.exit(f"{' '.join(command)} ended with {worker.returncode}")
-    return [json.loads(place.read_text()) for place in places.values()]
 
 
 def ours(alloc: str, repair: str, sparsity: float, samples: np.ndarray, args: argparse.Namespace) -> Row:
