@@ -442,7 +442,8 @@ def test_a_terminal_that_cannot_show_a_name_gets_its_escape(folder: Path) -> Non
 
 # Waits in the middle of the repair, or in the middle of the writing, until the parent has sent its signal.
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 import onnxprune.bars, onnxprune.cli, os
 from contextlib import contextmanager
 
