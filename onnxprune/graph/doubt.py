@@ -13,8 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import ModelError, OnnxpruneError
-
-SIZE_MAX = 2**31 - 1
+from onnxprune.graph.external import PROTO_LIMIT
 
 
 def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
@@ -23,7 +22,7 @@ def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
     It takes about 7 ms a MB.
     """
     if isinstance(model, onnx.ModelProto):
-        if model.ByteSize() > SIZE_MAX:
+        if model.ByteSize() > PROTO_LIMIT:
             return ""
         try:
             model = model.SerializeToString()
