@@ -33,7 +33,7 @@ from onnxprune.numerics import thinning
 from onnxprune.numerics.budget import Curve, fitted
 from onnxprune.numerics.reconstruct import RIDGE, Gram, ridge_of
 from onnxprune.options import MEASURED, Options, fixed_sparsity
-from onnxprune.reconstructing import normalisation_of, shape_of, write_layer
+from onnxprune.reconstructing import shape_of, write_layer
 from onnxprune.runtime.session import MAX_PROTO, Device, as_array
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import dense_rows, input_of
@@ -144,7 +144,7 @@ def _curve(
     assert point.layer is not None
     if not (held.yy.sum() > 0 and np.isfinite(held.yy).all() and np.isfinite(fit.yy).all()):
         return "its output does not vary on the samples, or is not finite"
-    gain, _ = normalisation_of(constants, point)
+    gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     lam = ridge_of(fit, RIDGE)
     rhs, _ = thinning.right_side(fit.xy / fit.count, lam, dense)

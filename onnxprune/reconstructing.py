@@ -9,6 +9,8 @@ the dense output alone:
    solved layer gives, cut to that side, and the layer is solved once more on the same support;
 3. the bias gives the dense mean.
 
+The channels share the layer's weights by how much the next layers read of them (weighing), and errors count them so.
+
 What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair. A layer whose
 solution is no better on held-out rows than that, or than a new bias alone, takes it too.
 """
@@ -32,11 +34,12 @@ from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.targets import channel_gains, output_moments, silent
+from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
 from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error
+from onnxprune.weighing import weigh
 
 ROUNDS = 2
 """How often the target is moved to the flat side of the activation and the layer solved again."""
@@ -79,13 +82,15 @@ def reconstruct_in_order(
             goals.append(point.tensor)
             dense_goals.append(point.dense_tensor)
     current, reference = Stream(model, batches(), goals, device), Stream(dense, batches(), dense_goals, device)
+    places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
+    read = weigh(constants, original, places)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
             rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device)
-            outcomes.append(_solve(constants, original, point, shape, join, rows, keep, pattern))
+            outcomes.append(_solve(constants, original, point, shape, join, rows, read[point.dense_tensor], keep, pattern))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -121,22 +126,24 @@ def _solve(
     shape: Geometry,
     join: Join,
     rows: Rows | RowsThere,
+    read: NDArray[np.float64],
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
 ) -> Outcome:
     """Solve one layer and write it, or its channel repair where that is better on the held-out rows."""
     assert point.layer is not None
-    gain, _ = normalisation_of(constants, point)
+    gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     fit, held = rows.grams(shape.group)
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
-    before = measure.error(masked, measure.shift(masked))
-    plain = measure.error(repaired, measure.shift(repaired))
+    counts = importance(read, rows.inside(join.low, join.high))
+    before = measure.error(masked, measure.shift(masked), counts)
+    plain = measure.error(repaired, measure.shift(repaired), counts)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
-    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, both=False)
+    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
     if found.error_after >= least:
@@ -155,17 +162,10 @@ def _solve(
     return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())
 
 
-def normalisation_of(constants: Constants, point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gain and shift between what the layer's node gives and the point's dense tensor: those of its BatchNormalization, else 1 and 0."""
-    if point.norm is None:
-        return np.ones(point.channels), np.zeros(point.channels)
-    return affine.normalisation(constants, constants.model.graph.node[point.norm.node], point.norm)
-
-
 def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     """Write a weight (C, K) and a bias (C,), both as seen behind the BatchNormalization if there is one."""
     assert point.layer is not None
-    gain, _ = normalisation_of(constants, point)
+    gain, _ = affine.folded(constants, point)
     inverse = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain != 0)
     stored = constants.read(point.layer.seen)
     constants.write(point.layer.seen, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))

@@ -16,7 +16,7 @@ from onnxprune.graph.joins import Join
 from onnxprune.graph.points import Point
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.targets import moved, with_targets
-from onnxprune.runtime.grams import Piece, joined, moments, moved_moments
+from onnxprune.runtime.grams import Piece, joined, moments, moved_moments, shares_inside
 from onnxprune.runtime.rows import gather
 from onnxprune.runtime.session import Device, as_array
 from onnxprune.runtime.stream import Stream
@@ -48,6 +48,10 @@ class Rows:
         fit, held = (Gram.from_batch(self.x[rows], target[rows], groups) for rows in parts)
         return fit, held
 
+    def inside(self, low: float, high: float) -> NDArray[np.float64]:
+        """The share of all rows where z is above ``low`` and below ``high``, for each channel (C,)."""
+        return np.asarray(((self.z > low) & (self.z < high)).mean(0))
+
     def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
         """The moments ``gram`` of all rows with the target moved to the flat side of the activation (numerics.targets.moved)."""
         return moved(gram, self.x, self.z, self.other, weight, low, high)
@@ -64,6 +68,13 @@ class RowsThere:
     def grams(self, groups: int) -> tuple[Gram, Gram]:
         """As `Rows.grams`."""
         return self._gram(self.fit, groups), self._gram(self.held, groups)
+
+    def inside(self, low: float, high: float) -> NDArray[np.float64]:
+        """As `Rows.inside`."""
+        runs = joined([*self.fit, *self.held])
+        counts = [sum(z.shape()[0] for _, z, _ in run) for run in runs]
+        shares = [shares_inside(run, (low, high), self.device) for run in runs]
+        return np.average(shares, axis=0, weights=counts)
 
     def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
         """As `Rows.moved`."""

@@ -50,6 +50,16 @@ def test_rows_on_the_host_and_on_the_device_have_the_same_moments(monkeypatch, g
         same(moved, there.moved(whole, weight, low, high))
 
 
+@pytest.mark.parametrize("most", [8192, 250])
+def test_the_share_of_rows_inside_bounds_is_the_same(monkeypatch, most):
+    monkeypatch.setattr(grams, "ROWS", most)
+    host, there, _ = both(1)
+    for low, high in ((0.0, np.inf), (-np.inf, 1.0), (0.0, 1.0), (-np.inf, np.inf)):
+        wanted = [np.mean([low < value < high for value in column]) for column in host.z.T]
+        np.testing.assert_allclose(host.inside(low, high), wanted, rtol=1e-12)
+        np.testing.assert_allclose(there.inside(low, high), wanted, rtol=1e-6)  # float32 means of up to 8192 rows
+
+
 def test_no_rows_held_out():
     host, there, _ = both(2, held=(0,))
     assert host.grams(2)[1].count == 0

@@ -36,6 +36,13 @@ def normalisation(constants: Constants, node: onnx.NodeProto, norm: Norm) -> tup
     return gain, bias - gain * mean
 
 
+def folded(constants: Constants, point: Point) -> tuple[Vector, Vector]:
+    """Gain and shift between what a layer's node gives and the point's dense tensor: those of its BatchNormalization, else 1 and 0."""
+    if point.norm is None:
+        return np.ones(point.channels), np.zeros(point.channels)
+    return normalisation(constants, constants.model.graph.node[point.norm.node], point.norm)
+
+
 def write_statistics(constants: Constants, node: onnx.NodeProto, mean: Vector, variance: Vector) -> None:
     """Make ``mean`` and ``variance`` the running statistics of a BatchNormalization."""
     for index, values, what in ((3, mean, "mean"), (4, variance, "var")):

@@ -90,13 +90,17 @@ class Gram:
         g, K = self.x_mean.shape
         return np.asarray(self.y_mean - (weight.reshape(g, -1, K) @ self.x_mean[:, :, None]).ravel())
 
-    def error(self, weight: Floats, shift: Floats) -> float:
-        """sum (y - weight x - shift)^2 / sum (y - y_mean)^2 over rows and channels: 0 is perfect, 1 a constant."""
+    def error(self, weight: Floats, shift: Floats, importance: Floats | None = None) -> float:
+        """sum (y - weight x - shift)^2 / sum (y - y_mean)^2 over rows and channels: 0 is perfect, 1 a constant.
+
+        importance: (C,) float64, how often a channel's squares count in both sums; None: once.
+        """
         g, K = self.x_mean.shape
         w = weight.reshape(g, -1, K)
-        inner = np.einsum("gck,gck->", w @ self.xx - 2.0 * self.xy.transpose(0, 2, 1), w) + self.yy.sum()
-        left = max(0.0, float(inner)) + self.count * float(((self.shift(weight) - shift) ** 2).sum())
-        total = float(self.yy.sum())
+        inner = np.einsum("gck,gck->gc", w @ self.xx - 2.0 * self.xy.transpose(0, 2, 1), w).ravel() + self.yy
+        counts = np.ones(len(self.yy)) if importance is None else importance
+        left = max(0.0, float(counts @ inner)) + self.count * float(counts @ (self.shift(weight) - shift) ** 2)
+        total = float(counts @ self.yy)
         return left / total if total > 0 else (0.0 if left == 0 else np.inf)
 
 
@@ -141,6 +145,7 @@ def reconstruct(
     start: float = START,
     fine: float = FINE,
     pattern: tuple[int, int, int] | None = None,
+    importance: Floats | None = None,
     both: bool = True,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
@@ -150,6 +155,8 @@ def reconstruct(
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
+    importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
+    On a given support it changes no weight; errors count it in.
     start, factor, fine: the supports on the way (`thinning.sizes_of`); fine 1 leaves elimination out, as a pattern does.
     both: solve once more on the chosen support, on fit and held together; without it the caller may, and saves their sum.
     """
@@ -164,19 +171,22 @@ def reconstruct(
         raise ValueError(f"{fit.count} rows, ridges {tuple(ridges)}, factor {factor}, start {start}: want > 0, all > 0, > 1, >= 1")
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
+    unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     everything = np.ones(w0.shape, np.bool_)
     protected = best_of_each(np.abs(w0), everything, *pattern) if pattern else None
     plain = w0 * select(np.abs(w0), keep, everything, protected)
-    before = measure.error(plain, fit.shift(plain))
+    before = measure.error(plain, fit.shift(plain), importance)
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
     middle = sorted(ridges)[len(ridges) // 2]
     lam = ridge_of(fit, middle)
-    mask, weight, gains = thin(fit.xx, fit.xy / fit.count, w0, lam, sizes, pattern, fit.count, near)
-    power = max(float(fit.yy.sum()) / fit.count, np.finfo(float).tiny)
+    asked = fit.xy / fit.count * unit.reshape(len(fit.xy), 1, -1)
+    mask, weight, gains = thin(fit.xx, asked, w0 * unit[:, None], lam, sizes, pattern, fit.count, near)
+    weight /= unit[:, None]
+    power = max(float(fit.yy @ unit**2) / fit.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
     trials = {r: weight if r == middle else refit(fit, w0, mask, r, weight) for r in ridges}
-    errors = {r: measure.error(w, fit.shift(w)) for r, w in trials.items()}
+    errors = {r: measure.error(w, fit.shift(w), importance) for r, w in trials.items()}
     ridge = min(ridges, key=lambda r: errors[r])
     weight, whole = trials[ridge], fit
     if both and measure is not fit:

@@ -19,6 +19,7 @@ from onnxprune.numerics.repair import ROUNDING, match_channel
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
+LEAST = 0.02
 
 
 def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float, high: float) -> Gram:
@@ -46,6 +47,17 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
     # sum (x - mean x)(t - mean t)' = sum x (t - mean t)', the centred t sums to nothing but rounding, which the second term takes away
     xy = _cross(x, target, groups) - gram.x_mean[:, :, None] * target.sum(0, dtype=np.float64).reshape(groups, 1, -1)
     return replace(gram, xy=xy, y_mean=mean, yy=np.einsum("rc,rc->c", target, target, dtype=np.float64))
+
+
+def importance(read: Floats, inside: Floats) -> Floats:
+    """What the squared error of each channel counts, (C,) float64, mean 1.
+
+    read: (C,) how much the next layers read of each; inside: (C,) the share of rows where the activation behind is not flat, so that an
+    error is seen. No channel counts less than `LEAST` of the mean.
+    """
+    product = read * np.maximum(inside, LEAST)
+    mean = product.mean()
+    return np.maximum(product / mean, LEAST) if mean > 0 else np.ones(len(read))
 
 
 def with_targets(gram: Gram, parts: Sequence[tuple[int, Floats, Floats, Floats, Floats]]) -> Gram:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -73,6 +74,31 @@ def moved_moments(run: Sequence[Piece], weight: Floats, shift: Floats, bounds: t
     feed["weight"] = to_device(blocks[0] if groups == 1 else blocks, device)
     feed["shift"] = to_device(np.asarray(shift, np.float32), device)
     return _cross(run, groups, run_bound(session, feed, [*_MEANS, "xy", "yy"], device))
+
+
+def shares_inside(run: Sequence[Piece], bounds: tuple[float, float], device: Device) -> Floats:
+    """The share of rows whose z lies within ``bounds`` (low, high), for each channel (C,), float64."""
+    feed = {f"z{number}": piece[1] for number, piece in enumerate(run)}
+    made = run_bound(_shares(len(run), bounds, device), feed, ["share"], device)
+    return np.asarray(as_array(made["share"]).astype(np.float64))
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(parts: int, bounds: tuple[float, float], device: Device) -> Any:
+    """The graph of `shares_inside`, for so many batches."""
+    graph = gs.Graph(name="shares", opset=13, ir_version=7)
+    graph.inputs = [gs.Variable(f"z{number}", np.float32, [f"rows_{number}", "channels"]) for number in range(parts)]
+
+    def node(op: str, *inputs: Any, **attributes: Any) -> gs.Variable:
+        return graph.layer(op=op, inputs=inputs, outputs=[op], attrs=attributes)[0]
+
+    z = node("Concat", *graph.inputs, axis=0) if parts > 1 else graph.inputs[0]
+    low, high = (np.array(bound, np.float32) for bound in bounds)
+    within = node("Cast", node("And", node("Greater", z, low), node("Less", z, high)), to=onnx.TensorProto.FLOAT)
+    share = node("ReduceMean", within, axes=[0], keepdims=0)
+    share.name, share.dtype = "share", np.float32
+    graph.outputs.append(share)
+    return open_session(gs.export_onnx(graph).SerializeToString(), device, lean=True)
 
 
 _MEANS = ["x_mean", "x_rest", "y_mean", "y_rest"]
