@@ -1,0 +1,94 @@
+"""The options that several commands share, and what their values become; cli.py has the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.options import ALLOCS, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
+from onnxprune.runtime.calibration import Preprocess
+
+FILE = click.Path(path_type=Path)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """The numbers of A,B,C."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number or A,B,C") from None
+
+
+def named(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """The pairs of NAME=S; the last = counts, for a layer name may hold one."""
+    pairs = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            pairs[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"{value!r} is not NAME=S, such as 'fc=0.5'")
+    return pairs
+
+
+def with_options(*options: Decorator) -> Decorator:
+    """A decorator that adds the options, in the order in which --help shows them."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+ALLOCATION = (
+    click.option("--alloc", type=click.Choice(ALLOCS), default=DEFAULT_ALLOC, show_default=True,
+                 help="How the kept weights are shared out over the layers."),
+    click.option("--include", multiple=True, metavar="REGEX", help="Prune only layers whose name matches. May repeat."),
+    click.option("--exclude", multiple=True, metavar="REGEX", help="Leave layers whose name matches dense. May repeat."),
+    click.option("--layer-sparsity", multiple=True, metavar="NAME=S", callback=named,
+                 help="Sparsity of one layer, which leaves the common budget. May repeat."),
+    click.option("--unfold/--no-unfold", default=True, show_default=True,
+                 help="Where BatchNorm was folded into convolutions, rank weights with its scale taken out."),
+)  # fmt: skip
+SAMPLES = (
+    click.option("--calib", multiple=True, type=FILE, metavar="PATH",
+                 help="Unlabelled samples: .npy, .npz, or a folder of those or of images. May repeat."),
+    click.option("--samples", default=512, show_default=True, metavar="N", help="Use at most N samples, drawn by --seed."),
+    click.option("--batch-size", default=32, show_default=True, metavar="N", help="Samples a run, where the model leaves it free."),
+    click.option("--mean", callback=numbers, metavar="A,B,C", help="Subtract from the stored values, one or one a channel."),
+    click.option("--std", callback=numbers, metavar="A,B,C", help="Then divide by, one or one a channel."),
+    click.option("--layout", type=click.Choice(["nhwc", "nchw"]), help="Where stored arrays have their channels."),
+    click.option("--resize", type=click.IntRange(1), metavar="N", help="Images: scale the short side to N, then crop the centre."),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."),
+    click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
+)  # fmt: skip
+
+REPAIR = (
+    click.option("--repair", type=click.Choice(REPAIRS), default=DEFAULT_REPAIR, show_default=True,
+                 help="What is done for the layers after the masks."),
+    click.option("--mirror", is_flag=True, help="Repair from each image and its mirror image, left to right: twice the samples."),
+)  # fmt: skip
+JUDGE = (
+    click.option("--holdout", default=0.2, show_default=True, metavar="F",
+                 help="Share of samples kept out of the repair, to measure agreement on."),
+    click.option("--min-agreement", type=float, metavar="A",
+                 help="Write nothing and exit with 3 when the agreement on held-out samples is below A."),
+)  # fmt: skip
+
+
+def to_options(values: dict[str, Any]) -> Options:
+    """The command line's values as Options; those that say how samples are read go together."""
+    if values["sparsity"] is None:
+        del values["sparsity"]
+    told = {name: values.pop(name) for name in ("mean", "std", "layout", "resize")}
+    return Options(preprocess=Preprocess(**told), **values)
