@@ -1,12 +1,16 @@
-"""Error curves of the layers, measured on the dense model: what the allocation "error" shares the sparsity out by.
+"""What the allocations "error" and "rr" share the sparsity out by, measured on the dense model layer by layer.
 
-One stream walks through the dense model. At a layer, sampled rows of its input and output make the moments that least squares needs; its
-support is thinned from half the layer down to a fraction of its likely share, a few rounds of conjugate gradients each time, and the
-error of every size is measured on rows that were not solved on. That is what reconstruction will do there, in short.
+"error" takes error curves. One stream walks through the dense model. At a layer, sampled rows of its input and output make the moments
+that least squares needs; its support is thinned from half the layer down to a fraction of its likely share, a few rounds of conjugate
+gradients each time, and the error of every size is measured on rows that were not solved on. That is what reconstruction will do there,
+in short.
 
 An error of one layer is not worth that of another. At two of the sizes the layer alone is replaced, and the rest of the model run from
 there to the outputs: their relative error tells the layer's importance, and by which power the outputs follow its own error.
 Related: SPDY, arXiv 2201.13096; optimal brain compression, 2208.11580.
+
+The allocation "rr" walks the same way and measures one number a layer instead: with the layer alone masked as "erk" would, its error after
+a channel repair over its error before. After Zhan 2026, arXiv 2605.25508, of which the abstract alone is published; the reading is ours.
 """
 
 from __future__ import annotations
@@ -28,17 +32,19 @@ from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
 from onnxprune.graph.tensors import Constants
 from onnxprune.judging import Outputs, paired, size_of, stacked
-from onnxprune.masking import Masked
+from onnxprune.masking import Decided
 from onnxprune.numerics import thinning
-from onnxprune.numerics.budget import Curve, fitted
+from onnxprune.numerics.budget import Curve, Measured, fitted
 from onnxprune.numerics.reconstruct import RIDGE, Gram, ridge_of
-from onnxprune.options import MEASURED, Options, fixed_sparsity
+from onnxprune.numerics.targets import channel_gains
+from onnxprune.options import RESIDUAL, Options, fixed_sparsity
 from onnxprune.reconstructing import shape_of, write_layer
 from onnxprune.runtime.session import MAX_PROTO, Device, as_array
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import dense_rows, input_of
 
-NO_SAMPLES = f"--alloc {MEASURED} measures the layers on calibration samples; give --calib PATH to prune (--dry-run shows the allocation)"
+NO_SAMPLES = "--alloc {} measures the layers on calibration samples; give --calib PATH to prune (--dry-run shows the allocation)"
+STILL = "its output does not vary on the samples, or is not finite"
 SAMPLES = 192
 """Samples the curves are measured on, of those that repair."""
 JUDGED = 4
@@ -67,48 +73,50 @@ def chosen_samples(rows: NDArray[np.intp], batch_size: int) -> NDArray[np.intp]:
 
 def measure(
     dense: onnx.ModelProto,
-    masked: Masked,
+    found: Decided,
     options: Options,
     batches: Callable[[], Iterable[Batch]],
     axes: Axes,
     device: Device,
     told: Callable[[int], Callable[[], None]],
-) -> dict[str, Curve | str]:
-    """By a weight's name, the error curve of its layer, or the reason why it has none; for those that share the common sparsity.
+) -> dict[str, Measured]:
+    """By a weight's name, the error curve or the residual ratio of its layer, or why it has none; for those that share the common sparsity.
 
-    ``masked`` tells which layers there are, by whatever counts; ``told`` takes the number of layers and gives what is called after each.
+    ``found`` tells which layers there are, and the masks that a residual ratio is measured with; ``told`` takes the number of layers
+    and gives what is called after each.
 
     Raises:
         ModelError: the model is too large to be cut into stages.
     """
     if dense.ByteSize() > MAX_PROTO:
-        raise ModelError("--alloc error measures the layers in stages, which are limited to 2 GiB; choose another --alloc")
-    fixed = fixed_sparsity(masked.found.layers, masked.chosen, options)
-    free = [layer.weight for number, layer in enumerate(masked.found.layers) if masked.chosen[number] and number not in fixed]
+        raise ModelError(f"--alloc {options.alloc} measures the layers in stages, which are limited to 2 GiB; choose another --alloc")
+    fixed = fixed_sparsity(found.found.layers, found.chosen, options)
+    free = [layer.weight for number, layer in enumerate(found.found.layers) if found.chosen[number] and number not in fixed]
     model = onnx.ModelProto()
     model.CopyFrom(dense)
     constants = Constants(model)
-    measured: dict[str, Curve | str] = dict.fromkeys(free, "no place of repair lies behind it")
+    measured: dict[str, Measured] = dict.fromkeys(free, "no place of repair lies behind it")
 
     def places() -> list[tuple[Point, Geometry]]:
-        taken = []
+        there = []
         for point in points_of(layers.find(model, options.include)):
             if point.layer is not None and point.layer.weight in measured:
                 shape = shape_of(constants, point)
                 measured[point.layer.weight] = shape if isinstance(shape, str) else "it was not measured"
-                taken += [(point, shape)] if isinstance(shape, Geometry) else []
-        return sorted(taken, key=lambda place: place[0].use.node if place[0].use else 0)
+                there += [(point, shape)] if isinstance(shape, Geometry) else []
+        return sorted(there, key=lambda place: place[0].use.node if place[0].use else 0)
 
     affine.insert(model, affine.give_biases(constants, [point for point, _ in places()]))
-    found = places()
+    taken = places()
     outputs = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS]
-    goals = [name for point, _ in found for name in (input_of(model, point), point.dense_tensor)]
+    goals = [name for point, _ in taken for name in (input_of(model, point), point.dense_tensor)]
     stream = Stream(model, batches(), [*goals, *outputs], device)
     rng = np.random.default_rng(options.seed)
     counts = [size_of(batch, axes) for batch in batches()]
     judged = max(1, round(len(counts) / JUDGED))
-    density, total = 1 - options.sparsity, sum(point.layer.size for point, _ in found if point.layer)
-    tick = told(len(found))
+    masks = {found.found.layers[number].weight: mask for number, mask in found.masks.items()}
+    density, total = 1 - options.sparsity, sum(point.layer.size for point, _ in taken if point.layer)
+    tick = told(len(taken))
 
     def run() -> Outputs:
         made = stream.finish(outputs, judged) if outputs else []
@@ -119,9 +127,13 @@ def measure(
         return _error(seen[0], run())
 
     seen: list[Outputs] = []  # of the dense model, once the stream has begun
-    for point, shape in found:
+    for point, shape in taken:
         assert point.layer is not None
         rows = dense_rows(model, point, shape, stream, ROWS, rng, device)
+        if options.alloc == RESIDUAL:
+            measured[point.layer.weight] = _ratio(constants, point, shape, _gram(rows, shape.group), masks[point.layer.weight])
+            tick()
+            continue
         seen = seen or [run()]
         held = _gram(rows[:judged], shape.group)
         fit = _gram(rows[judged:], shape.group) if len(rows) > judged else held
@@ -142,8 +154,8 @@ def _curve(
 ) -> Curve | str:
     """The curve of one layer, from the moments of the rows solved on and of those measured on; ``outputs`` gives the outputs' error."""
     assert point.layer is not None
-    if not (held.yy.sum() > 0 and np.isfinite(held.yy).all() and np.isfinite(fit.yy).all()):
-        return "its output does not vary on the samples, or is not finite"
+    if not (_varies(held) and np.isfinite(fit.yy).all()):
+        return STILL
     gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     lam = ridge_of(fit, RIDGE)
@@ -163,6 +175,23 @@ def _curve(
             costs.append(outputs())
     importance, power = fitted((last[-1][0], last[0][0]), (costs[0], costs[1]))
     return Curve(tuple(sizes)[::-1], tuple(errors[::-1]), importance, power)
+
+
+def _ratio(constants: Constants, point: Point, shape: Geometry, gram: Gram, mask: NDArray[np.bool_]) -> float | str:
+    """RR of one layer: its error with the masked weights after a channel repair, over the error before; 1 where the mask does no harm."""
+    assert point.layer is not None
+    if not _varies(gram):
+        return STILL
+    gain, _ = affine.folded(constants, point)
+    values = constants.read(point.layer.seen)
+    dense, left = (geometry.to_matrix(weight, shape) * gain[:, None] for weight in (values, np.where(mask, values, 0)))
+    repaired = left * channel_gains(gram, left)[:, None]
+    raw, residual = gram.error(left, gram.shift(dense)), gram.error(repaired, gram.shift(repaired))
+    return residual / raw if raw > 0 else 1.0
+
+
+def _varies(gram: Gram) -> bool:
+    return bool(gram.yy.sum() > 0 and np.isfinite(gram.yy).all())
 
 
 def sizes_of(size: int, channels: int, density: float, total: float) -> list[int]:

@@ -15,8 +15,8 @@ from onnxprune.graph import geometry, layers
 from onnxprune.graph.gains import scaled
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, budget, masks
-from onnxprune.numerics.budget import Curve
-from onnxprune.options import MEASURED, Options, fixed_sparsity, selected
+from onnxprune.numerics.budget import Curve, Measured
+from onnxprune.options import MEASURED, RESIDUAL, Options, fixed_sparsity, selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +32,44 @@ class Masked:
     """Layers whose weights were ranked with a folded BatchNormalization's scale taken out."""
     left: Mapping[int, str]
     """Layers that could not take the n:m pattern, and why."""
-    measured: Mapping[int, Curve | str]
-    """The error curves of the layers, or why there is none."""
+    measured: Mapping[int, Measured]
+    """The error curves or residual ratios of the layers, or why there is none."""
 
 
-def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str, Curve | str] = {}) -> Masked:
-    """A copy of the model in which every chosen layer keeps its share of the weights and the rest are zero.
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What each layer keeps, before anything is written: the fields of `Masked`, and by a layer's number its mask, True = kept."""
 
-    ``measured`` is what `budgeting.measure` gave, by a weight's name; without it the allocation "error" gives the counts of "lamp".
+    found: layers.Found
+    chosen: tuple[bool, ...]
+    keep: tuple[int, ...]
+    unfolded: tuple[bool, ...]
+    left: Mapping[int, str]
+    measured: Mapping[int, Measured]
+    masks: Mapping[int, NDArray[np.bool_]]
+
+
+def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str, Measured] = {}) -> Masked:
+    """`decide` and `masked` in one."""
+    return masked(model, decide(model, options, measured))
+
+
+def masked(model: onnx.ModelProto, decided: Decided) -> Masked:
+    """A copy of the model in which every chosen layer keeps the weights that were decided on and the rest are zero."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = Constants(copy)
+    for number, mask in decided.masks.items():
+        if decided.keep[number] < mask.size:
+            constants.mask(decided.found.layers[number].seen, mask)
+    return Masked(copy, constants, decided.found, decided.chosen, decided.keep, decided.unfolded, decided.left, decided.measured)
+
+
+def decide(model: onnx.ModelProto, options: Options, measured: Mapping[str, Measured] = {}) -> Decided:
+    """Which weights every chosen layer keeps.
+
+    ``measured`` is what `budgeting.measure` gave, by a weight's name; without it an allocation that needs it gives the counts
+    of the one beside it in MEASURED.
 
     Raises:
         ModelError: the model has no layer that can be pruned.
@@ -51,9 +81,7 @@ def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str,
         raise ModelError(f"nothing to prune: no Conv, ConvTranspose, Gemm or MatMul, nor another layer, with a constant weight{why}")
     chosen = selected(found.layers, options)
     fixed = fixed_sparsity(found.layers, chosen, options)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    constants = Constants(copy)
+    constants = Constants(model)
     places = [number for number, take in enumerate(chosen) if take]
     weights = [constants.read(found.layers[number].seen) for number in places]
     for number, weight in zip(places, weights, strict=True):
@@ -70,10 +98,14 @@ def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str,
     kept: list[NDArray[np.bool_]] = []
     if options.n_m is None:
         shares = {places.index(number): value for number, value in fixed.items()}
-        if options.alloc == MEASURED:
+        if options.alloc in MEASURED:
             told = {place: measured.get(found.layers[number].weight) for place, number in enumerate(places)}
             curves = {place: curve for place, curve in told.items() if isinstance(curve, Curve)}
-            counts = budget.by_error(scores, curves, options.sparsity, shares)
+            ratios = {place: ratio for place, ratio in told.items() if isinstance(ratio, float)}
+            if options.alloc == RESIDUAL:
+                counts = budget.by_ratio(scores, ratios, options.sparsity, shares)
+            else:
+                counts = budget.by_error(scores, curves, options.sparsity, shares)
         else:
             counts = allocation.allocate(options.alloc, scores, options.sparsity, shares)
         kept = [masks.top(score, count) for score, count in zip(scores, counts, strict=True)]
@@ -85,14 +117,12 @@ def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str,
         if len(left) == len(places):
             raise AllocationError(f"--pattern {options.pattern} fits none of the {len(places)} layers: {left[places[0]]}")
     keep = [layer.size for layer in found.layers]
-    for number, weight, mask in zip(places, weights, kept, strict=True):
+    for number, mask in zip(places, kept, strict=True):
         keep[number] = int(mask.sum())
-        if keep[number] < weight.size:
-            constants.mask(found.layers[number].seen, mask)
     unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
     pruned = tuple(take and number not in left for number, take in enumerate(chosen))
     curved = {number: measured[layer.weight] for number, layer in enumerate(found.layers) if layer.weight in measured}
-    return Masked(copy, constants, found, pruned, tuple(keep), unfolded, left, curved)
+    return Decided(found, pruned, tuple(keep), unfolded, left, curved, dict(zip(places, kept, strict=True)))
 
 
 def _pattern_mask(constants: Constants, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:

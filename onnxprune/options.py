@@ -14,9 +14,10 @@ from onnxprune.runtime.calibration import Preprocess
 
 REPAIRS = ("none", "bn", "layer", "channel", "asr", "reconstruct")
 UNSET = -math.inf  # no sparsity was given
-MEASURED = "error"
-"""The allocation that needs samples: by the layers' measured error curves."""
-ALLOCS = (*ALLOCATIONS, MEASURED)
+RESIDUAL = "rr"
+MEASURED = {"error": "lamp", RESIDUAL: "erk"}
+"""The allocations that need samples, and the one that counts for a layer that cannot be measured."""
+ALLOCS = (*ALLOCATIONS, *MEASURED)
 DEFAULT_ALLOC = "erk"
 DEFAULT_REPAIR = "channel"
 
@@ -89,8 +90,8 @@ class Options:
 
     @property
     def measured(self) -> bool:
-        """True where the layers' errors must be measured before the sparsity can be shared out."""
-        return self.alloc == MEASURED and self.n_m is None and self.sparsity > 0
+        """True where the layers must be measured before the sparsity can be shared out."""
+        return self.alloc in MEASURED and self.n_m is None and self.sparsity > 0
 
     @property
     def n_m(self) -> tuple[int, int] | None:

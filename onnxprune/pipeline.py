@@ -8,28 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnxprune.budgeting import NO_SAMPLES, chosen_samples, measure
-from onnxprune.clock import Clock, Progress, ticker
-from onnxprune.drawing import Calib, Taken, draw
+from onnxprune.budgeting import NO_SAMPLES
+from onnxprune.clock import Clock, Progress
+from onnxprune.drawing import Calib, draw
 from onnxprune.errors import GateError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
-from onnxprune.graph.points import points as points_of
-from onnxprune.judging import Outputs, collect, judge
-from onnxprune.masking import Masked, apply_masks
+from onnxprune.judging import judge
+from onnxprune.masking import decide, masked
 from onnxprune.options import Options
-from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.report import AgreementReport, Report
 from onnxprune.reporting import build
+from onnxprune.running import Done, Tools, by_error, carried_out, outputs
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
-from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +70,19 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
     """The report of a run that stops after the allocation: what each layer would keep. Only the allocation "error" reads samples."""
     clock = Clock()
     if options.measured and calib is None:
-        raise UsageError(NO_SAMPLES)
+        raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model)
     with blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
-            masked = apply_masks(dense, options)
+            kept = decide(dense, options)
         taken = None
         if options.measured and calib is not None:
             taken = draw(calib, dense, options, holdout=options.holdout)
-            masked = _by_error(dense, masked, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
-        return build(masked, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
+            kept = by_error(dense, kept, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
+        pruned = masked(dense, kept)
+        return build(pruned, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
 
 
 def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress) -> Result:
@@ -95,7 +93,7 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
         what = f"--repair {options.repair}" if options.repair != "none" else "--min-agreement"
         raise UsageError(f"{what} needs calibration samples; give --calib PATH, or --repair none for masks alone")
     if calib is None and options.measured:
-        raise UsageError(NO_SAMPLES)
+        raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model)
     with blamed(given.doubt, lambda: proof(given.model)):
@@ -123,91 +121,36 @@ def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
 def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:
     with clock.phase("allocation"):
         dense = inlined(given.model)
-        masked = apply_masks(dense, options)
-    outcomes: list[Outcome] = []
-    agreement: AgreementReport | None = None
-    tools: Tools | None = None
-    if calib is not None:
-        device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
-        notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
-        tools = Tools(device, taken, clock, progress)
-        if options.measured:
-            masked = _by_error(dense, masked, options, tools)
-        first = _outputs(dense, "dense outputs", tools)
-        masks_alone = _outputs(masked.model, "masked outputs", tools) if options.repair != "none" else None
-        outcomes = _repair(dense, masked, options, tools)
-        last = _outputs(masked.model, "repaired outputs", tools)
-        if first is not None and last is not None:
-            agreement = judge(first, masks_alone or last, last)
-    used, ran = (None, None) if tools is None else (tools.taken.report, tools.device)
-    report = build(masked, options, outcomes, agreement, used, ran, clock.seconds, notes)
-    _gate(options, agreement)
-    changes = masked.constants.changes
-    product = restored(given.model, masked.model, masked.constants.changed(), changes.initializers | changes.nodes)
-    return Result(product, report, given.external, given.places)
+        kept = decide(dense, options)
+    if calib is None:
+        return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
+    device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
+    notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
+    tools = Tools(device, taken, clock, progress)
+    if options.measured:
+        kept = by_error(dense, kept, options, tools)
+    first = outputs(dense, "dense outputs", tools)
+    alone = outputs(masked(dense, kept).model, "masked outputs", tools) if options.repair != "none" else None
+    done = carried_out(dense, kept, options, tools)
+    agreement = judge(first, alone or done.outputs, done.outputs) if first is not None and done.outputs is not None else None
+    return _result(given, done, agreement, tools, clock, notes)
 
 
-@dataclass(frozen=True, eq=False)
-class Tools:
-    """What every pass over the samples needs."""
+def _result(
+    given: files.Loaded, done: Done, agreement: AgreementReport | None, tools: Tools | None, clock: Clock, notes: list[str]
+) -> Result:
+    """The model that goes out, if its agreement is high enough, and the report.
 
-    device: Device
-    taken: Taken
-    clock: Clock
-    progress: Progress
-
-
-def _by_error(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> Masked:
-    """The model masked anew, by curves measured on samples that repair."""
-    taken = tools.taken
-    rows = chosen_samples(taken.split.repair, taken.batch_size)
-    with tools.clock.phase("error curves"):
-        told = partial(ticker, tools.progress, "error curves")
-        measured = measure(dense, masked, options, lambda: taken.batches(rows), taken.axes, tools.device, told)
-    with tools.clock.phase("allocation"):
-        return apply_masks(dense, options, measured)
-
-
-def _outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
-    """The model's outputs on the held-out samples, None when none are held out."""
-    held = tools.taken.split.holdout
-    if not len(held):
-        return None
-    with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
-        tick = ticker(tools.progress, phase, tools.taken.count(held))
-        return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
-
-
-def _repair(dense: onnx.ModelProto, masked: Masked, options: Options, tools: Tools) -> list[Outcome]:
-    """Repair the masked model in place, where anything that was pruned reaches.
-
-    bn makes every BatchNormalization's statistics those of the calibration samples, also before the first pruned layer.
+    Raises:
+        GateError: the agreement with the dense model is below --min-agreement.
     """
-    pruned = [layer for layer, keep in zip(masked.found.layers, masked.keep, strict=True) if keep < layer.size]
-    if options.repair == "none" or not pruned:
-        return []
-    reached = touched(masked.model, pruned)
-    points = [
-        point
-        for point in points_of(masked.found)
-        if point.dense_tensor in reached or (options.repair == "bn" and point.kind == "batchnorm")
-    ]
-    if not points:
-        return []
-    batches = tools.taken.repairing
-    if options.repair == "reconstruct":
-        keep = {layer.weight: count for layer, count in zip(masked.found.layers, masked.keep, strict=True)}
-        with tools.clock.phase("repair"):
-            tick = ticker(tools.progress, "repair", len(points))
-            return reconstruct_in_order(
-                dense, masked.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
-            )
-    with tools.clock.phase("dense statistics"):
-        tick = ticker(tools.progress, "dense statistics", tools.taken.repairs)
-        moments = dense_moments(dense, points, batches(), tools.device, tick)
-    with tools.clock.phase("repair"):
-        tick = ticker(tools.progress, "repair", len(points))
-        return repair_in_order(masked.constants, points, moments, options.repair, batches(), tools.device, tick)
+    used, ran = (None, None) if tools is None else (tools.taken.report, tools.device)
+    report = build(done.masked, done.options, done.outcomes, agreement, used, ran, clock.seconds, notes)
+    _gate(done.options, agreement)
+    constants = done.masked.constants
+    added = constants.changes.initializers | constants.changes.nodes
+    product = restored(given.model, done.masked.model, constants.changed(), added)
+    return Result(product, report, given.external, given.places)
 
 
 def _gate(options: Options, agreement: AgreementReport | None) -> None:

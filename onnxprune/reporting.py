@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.masking import Masked
 from onnxprune.numerics.budget import Curve
-from onnxprune.options import Options
+from onnxprune.options import MEASURED, Options
 from onnxprune.report import (
     AgreementReport,
     CalibrationReport,
@@ -82,7 +82,9 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
         notes.append("left dense by --include or --exclude")
     curve = masked.measured.get(number)
     if isinstance(curve, str):
-        notes.append(f"counted by lamp: {curve}")
+        notes.append(f"counted by {MEASURED[options.alloc]}: {curve}")
+    if isinstance(curve, float):
+        notes.append(f"residual ratio {curve:.3f}")
     if keep == 0 and layer.size:
         notes.append("keeps no weight: the layer is cut")
     if len(layer.uses) > 1:

@@ -13,8 +13,8 @@ from onnxprune.report import CalibrationReport
 class SweepRow:
     """One combination of allocation, sparsity and repair.
 
-    ``key`` is the SHA-256 of all that decides the row: model, samples, options, versions. ``weights`` and ``kept`` count the layers that are
-    pruned; ``sparsity`` = 1 - kept / weights. ``score`` is the agreement with the dense model on the held-out samples, by the sweep's
+    ``key`` is the SHA-256 of all that decides the row: model, samples, options, versions. ``weights`` and ``kept`` count the layers that
+    are pruned; ``sparsity`` = 1 - kept / weights. ``score`` is the agreement with the dense model on the held-out samples, by the sweep's
     ``measure`` on its ``output``; ``kl``, ``cosine`` and ``sqnr_db`` are of that output too. ``accuracy`` is the share of held-out samples
     whose label is the pruned model's class, None without labels. A row that failed has its ``error``, and None for what was not measured.
     """
@@ -63,7 +63,7 @@ class RegimePoint:
 
 @dataclass(frozen=True)
 class Regime:
-    """The transition regime of one allocation: the sparsities at which bn's score is below ``fallen`` while another repair's is ``holds`` or more.
+    """The transition regime of one allocation: where bn's score is below ``fallen`` while that of a stronger repair is ``holds`` or more.
 
     ``first`` and ``last`` are the lowest and the highest of them, None where there is none.
     """

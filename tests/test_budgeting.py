@@ -15,7 +15,7 @@ from onnx import helper
 from onnxprune import Options, Result, budgeting, prune
 from onnxprune.errors import AllocationError, UsageError
 from onnxprune.feeding import axes_of
-from onnxprune.masking import apply_masks
+from onnxprune.masking import decide
 from onnxprune.numerics.allocation import keep_total
 from onnxprune.numerics.budget import Curve
 from onnxprune.pipeline import plan
@@ -30,8 +30,7 @@ def curves(model: onnx.ModelProto, x: Any = X, **named: Any) -> dict[str, Curve 
         return ({model.graph.input[0].name: x[at : at + 16]} for at in range(0, len(x), 16))
 
     options = Options(**{"sparsity": 0.8, "alloc": "error", **named})
-    masked = apply_masks(model, options)
-    return budgeting.measure(model, masked, options, batches, axes_of(model), Device("cpu"), lambda total: lambda: None)
+    return budgeting.measure(model, decide(model, options), options, batches, axes_of(model), Device("cpu"), lambda total: lambda: None)
 
 
 def error(**named: Any) -> Result:

@@ -71,7 +71,7 @@ def uniform(weights: Weights, total: int) -> tuple[int, ...]:
     If ``total`` is at least the number of layers, no layer gets less than 1: a layer with no weight cuts the network.
     Only the sizes count, not the values. Raises AllocationError for a total outside 0..sum N.
     """
-    return _share([weight.size for weight in weights], [weight.size for weight in weights], total)
+    return shared_out([weight.size for weight in weights], [weight.size for weight in weights], total)
 
 
 def erk(weights: Weights, total: int) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def erk(weights: Weights, total: int) -> tuple[int, ...]:
     Only the shapes count, not the values. Source: Evci 2020, arXiv 1911.11134; the cap makes the target exact.
     Raises AllocationError for a total outside 0..sum N.
     """
-    return _share([weight.size for weight in weights], [sum(weight.shape) for weight in weights], total)
+    return shared_out([weight.size for weight in weights], [sum(weight.shape) for weight in weights], total)
 
 
 def global_magnitude(weights: Weights, total: int) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ ALLOCATIONS: dict[str, Callable[[Weights, int], tuple[int, ...]]] = {
 }
 
 
-def _share(sizes: Sequence[int], shares: Sequence[int], total: int) -> tuple[int, ...]:
+def shared_out(sizes: Sequence[int], shares: Sequence[int], total: int) -> tuple[int, ...]:
     """Return integers adding up to ``total``, rounded from clip(level * share_l, 1, N_l) at the one fitting level."""
     _refuse_total(sum(sizes), total)
     enough = total >= sum(size > 0 for size in sizes)

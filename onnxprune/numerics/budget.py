@@ -1,4 +1,4 @@
-"""A budget over layers from measured error curves: no weight would lower the errors more in another layer.
+"""A budget over layers from what was measured of them. By error curves: no weight would lower the errors more in another layer.
 
 A layer's curve is its error at some sizes, straight between them on logarithmic axes: measured errors fall about as a power of the size.
 To spend K weights so that the sum of importance * error^power is least, every layer stops where one weight more brings the same, the
@@ -7,19 +7,20 @@ last edge is taken in part. So the counts are integers that add up exactly, and 
 Source: layers' budgets from measured curves are those of SPDY, arXiv 2201.13096.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError
-from onnxprune.numerics.allocation import Weights, allocate, keep_total
+from onnxprune.numerics.allocation import Weights, allocate, keep_total, shared_out
 
 GRID = 1000
 """Sizes a layer may stop at, but for the last edge: all where it has no more, else evenly on a logarithmic axis."""
 POWERS = (0.5, 2.0)  # errors of a layer add up at the outputs (1), or the layers behind swallow small ones (above)
+SCALE = 1_000_000  # ratios are shared out as integers of this unit
 TINY = 1e-12  # an error below has no logarithm worth one
 
 
@@ -57,6 +58,10 @@ class Curve:
             slope = (falls[-1] - falls[-2]) / (known[-1] - known[-2])
             made += slope * np.maximum(0.0, places - known[-1])
         return np.where(counts >= size, 0.0, np.exp(made))
+
+
+Measured: TypeAlias = Curve | float | str
+"""What was measured of a layer: its error curve, its residual ratio, or why neither could be."""
 
 
 def share(sizes: Sequence[int], curves: Sequence[Curve], total: int) -> tuple[int, ...]:
@@ -105,14 +110,43 @@ def by_error(weights: Weights, curves: Mapping[int, Curve], sparsity: float, fix
 
     A layer without a curve (index -> curve) keeps what lamp gives it, and leaves the rest to the others.
     """
-    keep = list(allocate("lamp", weights, sparsity, fixed))
+
+    def told(free: Sequence[int], total: int) -> tuple[int, ...]:
+        return share([weights[index].size for index in free], [curves[index] for index in free], total)
+
+    return _measured("lamp", weights, curves, sparsity, fixed, told)
+
+
+def by_ratio(weights: Weights, ratios: Mapping[int, float], sparsity: float, fixed: Mapping[int, float] = {}) -> tuple[int, ...]:
+    """Return how many weights each layer keeps where erk's density of a layer is multiplied by its residual ratio, no layer above 1.
+
+    keep_l = min(N_l, eps * RR_l * sum(shape_l)), one eps so that they add up. A layer without a ratio (index -> RR, finite, >= 0) keeps
+    what erk gives it. After Zhan 2026, arXiv 2605.25508; see docs/allocation.md for the reading.
+    """
+
+    def told(free: Sequence[int], total: int) -> tuple[int, ...]:
+        parts = [round(SCALE * ratios[index] * sum(weights[index].shape)) for index in free]
+        return shared_out([weights[index].size for index in free], parts, total)
+
+    return _measured("erk", weights, ratios, sparsity, fixed, told)
+
+
+def _measured(
+    rule: str,
+    weights: Weights,
+    known: Container[int],
+    sparsity: float,
+    fixed: Mapping[int, float],
+    told: Callable[[Sequence[int], int], tuple[int, ...]],
+) -> tuple[int, ...]:
+    """The counts where ``told`` shares a total out over the layers that are known, and the others keep what the rule gives them."""
+    keep = list(allocate(rule, weights, sparsity, fixed))
     common = [index for index in range(len(weights)) if index not in fixed]
-    free = [index for index in common if index in curves]
+    free = [index for index in common if index in known]
     if free:
         total = keep_total([weights[index].size for index in common], sparsity)
-        total -= sum(keep[index] for index in common if index not in curves)
-        counts = share([weights[index].size for index in free], [curves[index] for index in free], total)
-        for index, count in zip(free, counts, strict=True):
+        total -= sum(keep[index] for index in common if index not in known)
+        for index, count in zip(free, told(free, total), strict=True):
             keep[index] = count
     return tuple(keep)
 

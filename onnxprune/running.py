@@ -1,0 +1,132 @@
+"""One run on a model and its samples: allocation, masks, repair, agreement; and what several runs on the same ones share.
+
+The dense model's outputs on the held-out samples and its statistics at the places of repair depend on no option that decides how it is
+pruned. They are made when they are first asked for, and kept. The model that is repaired shares nothing with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import onnx
+
+from onnxprune.budgeting import chosen_samples, measure
+from onnxprune.clock import Clock, Progress, ticker
+from onnxprune.drawing import Taken
+from onnxprune.graph.points import Point
+from onnxprune.graph.points import points as points_of
+from onnxprune.judging import Outputs, collect
+from onnxprune.masking import Decided, Masked, decide, masked
+from onnxprune.numerics.moments import Moments
+from onnxprune.options import Options
+from onnxprune.reconstructing import reconstruct_in_order
+from onnxprune.runtime.session import Device, session_of
+from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What every pass over the samples needs, and what was found out about the dense model so far.
+
+    ``moments`` has the dense statistics by tensor and axis.
+    """
+
+    device: Device
+    taken: Taken
+    clock: Clock
+    progress: Progress
+    moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A pruned and repaired model: the options that made it, what was decided and done, its outputs on the held-out samples."""
+
+    options: Options
+    kept: Decided
+    masked: Masked
+    outcomes: Sequence[Outcome]
+    outputs: Outputs | None
+
+
+def decided(dense: onnx.ModelProto, options: Options, tools: Tools) -> Decided:
+    """What each layer keeps, by measured layers where the allocation asks for them."""
+    with tools.clock.phase("allocation"):
+        found = decide(dense, options)
+    return by_error(dense, found, options, tools) if options.measured else found
+
+
+def by_error(dense: onnx.ModelProto, found: Decided, options: Options, tools: Tools) -> Decided:
+    """What each layer keeps by what is measured on samples that repair."""
+    taken = tools.taken
+    rows = chosen_samples(taken.split.repair, taken.batch_size)
+    with tools.clock.phase("error curves"):
+        told = partial(ticker, tools.progress, "error curves")
+        curves = measure(dense, found, options, lambda: taken.batches(rows), taken.axes, tools.device, told)
+    with tools.clock.phase("allocation"):
+        return decide(dense, options, curves)
+
+
+def carried_out(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools) -> Done:
+    """The model pruned as decided, repaired and run on the held-out samples."""
+    with tools.clock.phase("allocation"):
+        pruned = masked(dense, kept)
+    outcomes = repair(dense, pruned, options, tools)
+    return Done(options, kept, pruned, outcomes, outputs(pruned.model, "repaired outputs", tools))
+
+
+def outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
+    """The model's outputs on the held-out samples, None when none are held out."""
+    held = tools.taken.split.holdout
+    if not len(held):
+        return None
+    with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
+        tick = ticker(tools.progress, phase, tools.taken.count(held))
+        return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
+
+
+def statistics(dense: onnx.ModelProto, points: Sequence[Point], tools: Tools) -> list[Moments]:
+    """The dense moments at the points, in one pass for those that are not known yet."""
+    new = [point for point in points if _key(point) not in tools.moments]
+    if new:
+        with tools.clock.phase("dense statistics"):
+            tick = ticker(tools.progress, "dense statistics", tools.taken.repairs)
+            made = dense_moments(dense, new, tools.taken.repairing(), tools.device, tick)
+        tools.moments.update(zip(map(_key, new), made, strict=True))
+    return [tools.moments[_key(point)] for point in points]
+
+
+def _key(point: Point) -> tuple[str, int]:
+    return point.dense_tensor, point.axis
+
+
+def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tools) -> list[Outcome]:
+    """Repair the masked model in place, where anything that was pruned reaches.
+
+    bn makes every BatchNormalization's statistics those of the calibration samples, also before the first pruned layer.
+    """
+    fewer = [layer for layer, keep in zip(pruned.found.layers, pruned.keep, strict=True) if keep < layer.size]
+    if options.repair == "none" or not fewer:
+        return []
+    reached = touched(pruned.model, fewer)
+    points = [
+        point
+        for point in points_of(pruned.found)
+        if point.dense_tensor in reached or (options.repair == "bn" and point.kind == "batchnorm")
+    ]
+    if not points:
+        return []
+    batches = tools.taken.repairing
+    if options.repair == "reconstruct":
+        keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
+        with tools.clock.phase("repair"):
+            tick = ticker(tools.progress, "repair", len(points))
+            return reconstruct_in_order(
+                dense, pruned.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
+            )
+    moments = statistics(dense, points, tools)
+    with tools.clock.phase("repair"):
+        tick = ticker(tools.progress, "repair", len(points))
+        return repair_in_order(pruned.constants, points, moments, options.repair, batches(), tools.device, tick)
