@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from onnxprune.clock import Progress as Tell
+from onnxprune.sweep_report import SweepRow
 
 PHASES = {
     "dense outputs": "dense model, held-out samples",
@@ -34,5 +35,25 @@ def progress(label: str, *, quiet: bool) -> Iterator[Tell]:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(f"{label}: {PHASES.get(phase, phase)}", total=total)
             bars.update(tasks[phase], completed=done)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def rows(label: str, *, quiet: bool) -> Iterator[Callable[[SweepRow | None, int, int], None]]:
+    """A callback for the rows of a sweep that draws one bar with the time left; it draws nothing off a terminal or when quiet."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda row, done, total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as drawn:
+        task = drawn.add_task(f"{label}: dense model", total=None)
+
+        def tell(row: SweepRow | None, done: int, total: int) -> None:
+            if row is None:  # rows that were there already take no time, and must not count in the speed
+                drawn.reset(task, total=total, completed=done, description=f"{label}: {done} rows there")
+            else:
+                drawn.update(task, completed=done, description=f"{label}: {row.alloc} {row.sparsity_asked:g} {row.repair}")
 
         yield tell

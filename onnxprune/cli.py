@@ -12,6 +12,7 @@ import click
 from click_default_group import DefaultGroup
 
 from onnxprune import __version__, bars, terminal
+from onnxprune.cli_sweep import sweep
 from onnxprune.comparing import compare_files, find_in, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.flags import ALLOCATION, FILE, JUDGE, REPAIR, SAMPLES, Decorator, to_options, with_options
@@ -33,9 +34,13 @@ def cli() -> None:
 
     \b
     onnxprune MODEL... --sparsity 0.95 --calib data/    prune (or: onnxprune prune)
+    onnxprune sweep MODEL --sparsity 0.8:0.98:0.02 ...  what suits this model
     onnxprune inspect MODEL                             what can be pruned
     onnxprune compare DENSE PRUNED --calib data/        how near two models are
     """
+
+
+cli.add_command(sweep)
 
 
 def command() -> Decorator:

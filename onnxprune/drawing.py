@@ -21,6 +21,8 @@ from onnxprune.runtime.calibration import Samples, Split
 from onnxprune.runtime.stream import Batch
 
 Items = Callable[[], Iterable[Any]] | Iterator[Any]
+KEPT = 1 << 30
+"""Bytes of samples that are kept in memory at most, where several passes go over them."""
 Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[Any]] | Items
 
 
@@ -34,10 +36,29 @@ class Taken:
     axes: Axes
     widths: Mapping[str, int]
     """The axes along which images are mirrored for the repair; none without --mirror."""
+    memory: dict[bytes, dict[str, NDArray[Any]]] | None = None
+    """Batches that were read, by their rows, where several passes go over them; None where they are read anew."""
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
         """The samples at ``rows``, batch by batch, as the model takes them."""
-        return self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size))
+        return self.axes.laid_out(self._read(rows, self.batch_size))
+
+    def order(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The rows in the order in which their batches have them."""
+        return np.concatenate(calibration.runs(self.samples, rows, self.batch_size))
+
+    def _read(self, rows: NDArray[np.intp], size: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """The samples as they are stored, from memory where they are kept there; up to `KEPT` bytes are."""
+        if self.memory is None:
+            yield from calibration.batches(self.samples, rows, size)
+            return
+        for run in calibration.runs(self.samples, rows, size):
+            batch = self.memory.get(run.tobytes())
+            if batch is None:
+                batch = self.samples.take(run)
+                if sum(value.nbytes for held in self.memory.values() for value in held.values()) < KEPT:
+                    self.memory[run.tobytes()] = batch
+            yield batch
 
     def count(self, rows: NDArray[np.intp]) -> int:
         """How many batches the samples at ``rows`` make."""
@@ -47,7 +68,7 @@ class Taken:
         """The batches of the repair, with mirror images if they were asked for."""
         if not self.widths:
             return self.batches(self.split.repair)
-        given = calibration.batches(self.samples, self.split.repair, self._originals)
+        given = self._read(self.split.repair, self._originals)
         return self.axes.laid_out(mirrored(given, self.widths, self.batch_size))
 
     @property

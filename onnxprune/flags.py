@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnxprune.options import ALLOCS, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Op
 from onnxprune.runtime.calibration import Preprocess
 
 FILE = click.Path(path_type=Path)
+MOST = 1000  # numbers of one LOW:HIGH:STEP
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -37,6 +39,28 @@ def named(context: click.Context, parameter: click.Parameter, values: tuple[str,
         if not (name and equals):
             raise click.BadParameter(f"{value!r} is not NAME=S, such as 'fc=0.5'")
     return pairs
+
+
+def words(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """The words of A,B,C."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def grid(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    """The numbers of A,B,C, where each may be LOW:HIGH:STEP; in decimal digits, so that 0.8:0.98:0.02 ends with 0.98."""
+    found: list[Decimal] = []
+    for part in value.split(","):
+        try:
+            ends = [Decimal(word) for word in part.split(":")]
+        except InvalidOperation:
+            ends = []
+        if len(ends) == 1 and ends[0].is_finite():
+            found += ends
+        elif len(ends) == 3 and all(end.is_finite() for end in ends) and ends[2] > 0 and 0 <= (ends[1] - ends[0]) / ends[2] < MOST:
+            found += [ends[0] + step * ends[2] for step in range(int((ends[1] - ends[0]) / ends[2]) + 1)]
+        else:
+            raise click.BadParameter(f"{part!r} is no number and no LOW:HIGH:STEP, such as 0.8:0.98:0.02, with a STEP above 0")
+    return tuple(dict.fromkeys(map(float, found)))
 
 
 def with_options(*options: Decorator) -> Decorator:
@@ -83,6 +107,11 @@ JUDGE = (
                  help="Share of samples kept out of the repair, to measure agreement on."),
     click.option("--min-agreement", type=float, metavar="A",
                  help="Write nothing and exit with 3 when the agreement on held-out samples is below A."),
+)  # fmt: skip
+EXECUTOR = (
+    click.option("--jobs", type=click.IntRange(1), metavar="N",
+                 help="Processes that work at the same time; the cores are divided among them."),
+    click.option("--scheduler", metavar="tcp://HOST:PORT", help="Run on a Dask cluster, whose workers see the same paths."),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import glob
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,19 +52,29 @@ def plan_jobs(sources: list[Path], output: Path | None, folder: Path | None, rep
     seen: dict[Path, Path] = {}
     for job in jobs:
         for path in (job.target, *([job.report] if job.report else [])):
-            if path.resolve() in inputs:
-                raise UsageError(f"{path} is an input; choose another name with -o, --out-dir or --report")
-            if path.resolve() in seen:
-                raise UsageError(f"{path} would be written twice, for {seen[path.resolve()]} and {job.source}")
+            check_target(path, inputs, "-o, --out-dir or --report", seen, force=force)
             seen[path.resolve()] = job.source
-            if path.exists() and not path.is_file():  # a folder, or a device that a rename would replace
-                raise ModelError(f"{path}: cannot be written: it is {'a folder' if path.is_dir() else 'no regular file'}")
-            if path.exists() and not force:
-                raise UsageError(f"{path} exists; give --force to replace it")
-            if not path.parent.is_dir():
-                raise ModelError(f"{path}: cannot be written: the folder {path.parent} does not exist")
-            files.check_writable(path)
     return jobs
+
+
+def check_target(path: Path, inputs: Container[Path], flags: str, seen: Mapping[Path, Path] = {}, *, force: bool) -> None:
+    """Refuse a target that cannot be written; ``inputs`` are resolved paths, ``seen`` other targets and what they are for.
+
+    Raises:
+        UsageError: it is an input, another target, or exists without ``force``.
+        ModelError: its folder is missing or cannot be written to.
+    """
+    if path.resolve() in inputs:
+        raise UsageError(f"{path} is an input; choose another name with {flags}")
+    if path.resolve() in seen:
+        raise UsageError(f"{path} would be written twice, the first time for {seen[path.resolve()]}")
+    if path.exists() and not path.is_file():  # a folder, or a device that a rename would replace
+        raise ModelError(f"{path}: cannot be written: it is {'a folder' if path.is_dir() else 'no regular file'}")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give --force to replace it")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+    files.check_writable(path)
 
 
 def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progress) -> Report:

@@ -120,6 +120,16 @@ def judge(dense: Outputs, masked: Outputs, repaired: Outputs) -> AgreementReport
     )
 
 
+def scored(entries: Sequence[OutputAgreement]) -> OutputAgreement:
+    """The output that a score is read from: the first that has classes, else the first."""
+    return next((entry for entry in entries if entry.top1 is not None), entries[0])
+
+
+def preference(score: float, kl: float | None) -> tuple[float, float]:
+    """What candidates are sorted by, the best first: the score, and of equals the smaller KL."""
+    return -score, np.inf if kl is None else kl
+
+
 def score(entry: OutputAgreement) -> float:
     """Top-1 agreement where there are classes, else the cosine, in 0..1."""
     return entry.top1 if entry.top1 is not None else min(1.0, max(0.0, entry.cosine))

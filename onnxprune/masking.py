@@ -49,11 +49,6 @@ class Decided:
     masks: Mapping[int, NDArray[np.bool_]]
 
 
-def apply_masks(model: onnx.ModelProto, options: Options, measured: Mapping[str, Measured] = {}) -> Masked:
-    """`decide` and `masked` in one."""
-    return masked(model, decide(model, options, measured))
-
-
 def masked(model: onnx.ModelProto, decided: Decided) -> Masked:
     """A copy of the model in which every chosen layer keeps the weights that were decided on and the rest are zero."""
     copy = onnx.ModelProto()

@@ -23,17 +23,17 @@ class SweepRow:
     alloc: str
     sparsity_asked: float
     repair: str
-    sparsity: float | None
-    weights: int | None
-    kept: int | None
-    dead_channels: int | None
-    score: float | None
-    kl: float | None
-    cosine: float | None
-    sqnr_db: float | None
-    accuracy: float | None
-    seconds: float
-    error: str | None
+    sparsity: float | None = None
+    weights: int | None = None
+    kept: int | None = None
+    dead_channels: int | None = None
+    score: float | None = None
+    kl: float | None = None
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    accuracy: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
 
 
 @dataclass(frozen=True)

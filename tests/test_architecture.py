@@ -91,7 +91,7 @@ def test_runtime_reads_the_graph():
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("click", {"onnxprune.cli", "onnxprune.flags"}),  # the commands, and the options that they share
+        ("click", {"onnxprune.cli", "onnxprune.cli_sweep", "onnxprune.flags"}),  # the commands, and the options that they share
         ("click_default_group", {"onnxprune.cli"}),
         ("onnxruntime", {"onnxprune.runtime.session"}),
     ],

@@ -85,6 +85,12 @@ def eliminate(
     return kept.reshape(C, K), solved.reshape(C, K), trail
 
 
+LIMIT = "ONNXPRUNE_THREADS"
+"""The environment variable that holds how many threads this process computes with at most."""
+
+
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use, by its affinity and by `LIMIT`."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get(LIMIT, "")
+    return max(1, min(there, int(told))) if told.isdigit() else there

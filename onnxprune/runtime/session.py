@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,8 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> 
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = device.threads
+    told = os.environ.get("ONNXPRUNE_THREADS", "")  # as numerics.elimination.cores reads it
+    options.intra_op_num_threads = device.threads or (int(told) if told.isdigit() else 0)
     if lean:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False

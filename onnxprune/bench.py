@@ -1,0 +1,137 @@
+"""One model, its samples and what the dense model gives on them, opened once for many runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.clock import Clock
+from onnxprune.drawing import Calib, Taken, draw
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.graph import layers
+from onnxprune.graph import model as files
+from onnxprune.graph.doubt import note
+from onnxprune.graph.inlining import inlined
+from onnxprune.graph.points import points
+from onnxprune.judging import Outputs, compare_outputs, scored
+from onnxprune.masking import decide
+from onnxprune.options import Options
+from onnxprune.running import Tools, outputs, statistics
+from onnxprune.runtime.session import both_runtimes, choose_device
+from onnxprune.sizes import BLOCK
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model ready for runs. ``sha256`` is that of its files, ``identity`` of all of model, samples, labels and device."""
+
+    dense: onnx.ModelProto
+    tools: Tools
+    labels: Labels | None
+    sha256: str
+    identity: str
+    notes: tuple[str, ...]
+
+
+def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None) -> Bench:
+    """The bench of a model file; nothing runs yet.
+
+    Raises:
+        OnnxpruneError: the model, the samples or the labels cannot be read, or do not fit each other.
+    """
+    given = files.load(model)
+    dense = inlined(given.model)
+    decide(dense, options)  # refuses what cannot be pruned before a sample is read
+    device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
+    if not len(taken.split.holdout):
+        raise UsageError("combinations are compared on held-out samples; give --holdout above 0")
+    taken = replace(taken, memory={})
+    read = None if labels is None else read_labels(labels, taken.samples.count)
+    digest, whole = hashlib.sha256(), hashlib.sha256()
+    for path in given.files:
+        with path.open("rb") as handle:
+            while block := handle.read(BLOCK):
+                digest.update(block)
+    whole.update(digest.digest())
+    for batches in (taken.repairing(), taken.batches(taken.split.holdout)):
+        for batch in batches:
+            for name, value in batch.items():
+                whole.update(f"{name} {value.dtype} {value.shape}".encode())
+                whole.update(value.tobytes())
+    whole.update(device.provider.encode() + (b"" if read is None else read.tobytes()))
+    notes = [*note(given.doubt), both_runtimes(), device.note, *taken.samples.notes, *taken.split.notes]
+    tools = Tools(device, taken, Clock(), lambda phase, done, total: None)
+    return Bench(dense, tools, read, digest.hexdigest(), whole.hexdigest(), tuple(text for text in notes if text))
+
+
+def dense_outputs(bench: Bench) -> Outputs:
+    """The dense model's outputs on the held-out samples.
+
+    Raises:
+        UsageError: there is no float output to compare, or none with classes for the labels.
+        CalibrationError: a label is no class of the output.
+    """
+    first = outputs(bench.dense, "dense outputs", bench.tools) or {}
+    if not any(value.size for value in first.values()):
+        raise UsageError("the model has no float output to compare with")
+    if bench.labels is not None:
+        width = first[classes_of(first)].shape[1]
+        worst = int(bench.labels.max(initial=0))
+        if worst >= width:
+            raise CalibrationError(f"--labels has the label {worst}, but output {classes_of(first)!r} has the classes 0 to {width - 1}")
+    return first
+
+
+def dense_statistics(bench: Bench, options: Options) -> None:
+    """Make the dense model's statistics at all places of repair, in one pass; later runs find them in the tools."""
+    statistics(bench.dense, points(layers.find(bench.dense, options.include)), bench.tools)
+
+
+def classes_of(first: Outputs) -> str:
+    """The name of the output that labels are held against.
+
+    Raises:
+        UsageError: no output has classes.
+    """
+    entry = scored(compare_outputs(first, first))
+    if entry.top1 is None:
+        raise UsageError("--labels needs an output with classes, rank 2 and two columns or more; the model has none")
+    return entry.output
+
+
+def accuracy(bench: Bench, found: Mapping[str, NDArray[Any]], name: str) -> float | None:
+    """The share of held-out samples whose largest output is that of their label, None without labels."""
+    if bench.labels is None:
+        return None
+    held: Taken = bench.tools.taken
+    return float((found[name].argmax(1) == bench.labels[held.order(held.split.holdout)]).mean())
+
+
+def read_labels(path: Path, count: int) -> Labels:
+    """The labels of a .npy file or of a text file with one integer a line, int64 (count,), in the samples' order in their files.
+
+    Raises:
+        CalibrationError: the file cannot be read, holds anything but integers from 0, or not as many as there are samples.
+    """
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            values = np.array([int(line) for line in path.read_text(encoding="utf-8").split()], np.int64)
+    except (OSError, ValueError, UnicodeDecodeError, OverflowError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CalibrationError(f"{path}: labels cannot be read: {what}; give .npy, or a text file with one integer a line") from None
+    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and int(values.min()) < 0):
+        raise CalibrationError(f"{path}: got {values.dtype} of shape {values.shape}, expected one integer from 0 on for every sample")
+    if len(values) != count:
+        raise CalibrationError(f"{path}: {len(values)} labels for {count} samples; give one for every sample of --calib, in their order")
+    return np.asarray(values, np.int64)

@@ -1,0 +1,139 @@
+"""Where independent pieces of work run: in this process, in processes beside it, or on a Dask cluster.
+
+All of them are executors of concurrent.futures. The cores are divided among the processes, so that there are never more threads at
+work than cores; on a cluster every piece has one thread, as Dask counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from onnxprune.errors import OnnxpruneError, RuntimeFailure, UsageError
+from onnxprune.numerics.elimination import LIMIT, cores
+from onnxprune.runtime.session import choose_device
+
+T = TypeVar("T")
+MOST = 8
+"""Processes that are begun unasked: each holds the model and the samples, so memory is short before cores are."""
+REACH = 15
+"""Seconds to wait for a scheduler to answer."""
+
+
+@contextlib.contextmanager
+def executor_of(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
+    """The executor of ``jobs`` local processes, or of the Dask cluster at ``scheduler``; None stands for this process.
+
+    Raises:
+        UsageError: Dask is not installed, or the address is not one.
+        RuntimeFailure: no scheduler answers there.
+    """
+    if scheduler is not None:
+        with _cluster(scheduler) as client:
+            yield client.get_executor(pure=False)
+    elif jobs > 1:
+        before = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")  # a fork would take locks of the runtime's threads along
+        pool = ProcessPoolExecutor(jobs, context, _begin, (max(1, cores() // jobs),))
+        try:
+            yield pool
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()  # a reconstruction at work would go on for minutes
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+    else:
+        yield None
+
+
+def jobs_for(asked: int | None, scheduler: str | None, device: str, pieces: int) -> int:
+    """How many local processes work on so many pieces: as many as asked, else one a core up to `MOST`, and one where CUDA runs.
+
+    Raises:
+        UsageError: processes were asked for beside a cluster.
+    """
+    if scheduler is not None and asked is not None:
+        raise UsageError("--jobs counts processes on this machine, --scheduler runs on a cluster; give one of them")
+    if asked is None:
+        asked = 1 if device != "cpu" and choose_device(device).kind == "cuda" else min(cores(), MOST)
+    return max(1, min(asked, pieces))
+
+
+def each(work: Callable[..., T], pieces: Sequence[tuple[Any, ...]], executor: Executor | None) -> Iterator[tuple[int, T]]:
+    """The number of every piece and what ``work(*piece)`` gives, as they are done.
+
+    Raises:
+        OnnxpruneError: what the work raised, or RuntimeFailure where its process ended. What was begun is called off.
+    """
+    if executor is None:
+        for number, piece in enumerate(pieces):
+            yield number, work(*piece)
+        return
+    numbers = {executor.submit(work, *piece): number for number, piece in enumerate(pieces)}
+    try:
+        for future in as_completed(numbers):
+            try:
+                yield numbers[future], future.result()
+            except OnnxpruneError:
+                raise
+            except BrokenExecutor as error:
+                raise RuntimeFailure("a worker process ended before its work did; memory may be short: give fewer --jobs") from error
+            except Exception as error:
+                if type(error).__module__.split(".")[0] != "distributed":
+                    raise
+                raise RuntimeFailure(f"the cluster gave a piece of work up: {error}") from error
+    finally:
+        for future in numbers:
+            future.cancel()
+
+
+def alone(work: Callable[..., T], *arguments: Any) -> T:
+    """``work(*arguments)`` with one thread, for a worker of a cluster."""
+    limit(1)
+    return work(*arguments)
+
+
+def limit(threads: int) -> None:
+    """Let this process compute with so many threads, unless its environment says how many already."""
+    os.environ.setdefault(LIMIT, str(threads))
+    threadpool_limits(cores(), "blas")
+
+
+def _begin(threads: int) -> None:
+    """What a local worker process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback; the parent says what happened
+    limit(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # a parent that was killed cannot tell its children
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    try:
+        client_of = importlib.import_module("distributed").Client
+    except ImportError:
+        raise UsageError("--scheduler needs Dask, which is not installed; pip install 'onnxprune[dask]'") from None
+    try:
+        client = client_of(address, timeout=REACH, set_as_default=False)
+    except ValueError as error:
+        raise UsageError(f"--scheduler {address!r} is not an address such as tcp://host:8786: {error}") from None
+    except (OSError, TimeoutError) as error:
+        raise RuntimeFailure(f"--scheduler {address}: no Dask scheduler answers there: {error}") from None
+    with client:
+        yield client
