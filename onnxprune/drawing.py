@@ -43,10 +43,6 @@ class Taken:
         """The samples at ``rows``, batch by batch, as the model takes them."""
         return self.axes.laid_out(self._read(rows, self.batch_size))
 
-    def order(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The rows in the order in which their batches have them."""
-        return np.concatenate(calibration.runs(self.samples, rows, self.batch_size))
-
     def _read(self, rows: NDArray[np.intp], size: int) -> Iterator[dict[str, NDArray[Any]]]:
         """The samples as they are stored, from memory where they are kept there; up to `KEPT` bytes are."""
         if self.memory is None:

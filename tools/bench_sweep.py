@@ -2,8 +2,8 @@
 
     python tools/bench_sweep.py [cifar10/resnet20.onnx] [--repair none,bn,channel] [--jobs 1]
 
-The sweep is a process of its own, from start to exit. The runs are given twice: as calls of onnxprune.prune in one process that has
-imported everything, which is the hardest to beat, and as commands, which is what a shell loop does. Shown are wall and CPU seconds and ratios.
+The sweep is a process of its own, from start to exit. The runs are calls of onnxprune.prune in one process that has imported everything,
+which is the hardest to beat, and with --commands also commands, which is what a shell loop does. Shown are wall and CPU seconds and ratios.
 """
 
 from __future__ import annotations
