@@ -60,6 +60,10 @@ class Taken:
         """How many batches the samples at ``rows`` make."""
         return len(calibration.runs(self.samples, rows, self.batch_size))
 
+    def order(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The numbers of the samples at ``rows`` in the order in which their batches have them: those of one shape stand together."""
+        return np.concatenate(calibration.runs(self.samples, rows, self.batch_size))
+
     def repairing(self) -> Iterator[Batch]:
         """The batches of the repair, with mirror images if they were asked for."""
         if not self.widths:

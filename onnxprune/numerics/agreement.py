@@ -119,3 +119,17 @@ def _decibel(signal: float, noise: float) -> float:
     if signal == 0 or noise == np.inf:
         return float("-inf")
     return float(10 * np.log10(signal / noise))
+
+
+def accuracy(outputs: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Return the share of rows (samples, classes) whose largest class (the first of equals) is the label (samples,), 0..1.
+
+    A row with NaN is wrong. Raises ValueError for other shapes and for labels that are no column.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.shape != outputs.shape[:1] or not labels.size:
+        raise ValueError(
+            f"cannot hold outputs {outputs.shape} against labels {labels.shape}: expected (samples, classes >= 2) and (samples,)"
+        )
+    if labels.min() < 0 or labels.max() >= outputs.shape[1]:
+        raise ValueError(f"labels {labels.min()} to {labels.max()} do not lie in the {outputs.shape[1]} classes")
+    return float(np.mean((np.argmax(outputs, axis=1) == labels) & ~np.isnan(outputs).any(axis=1)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.numerics.agreement import Agreement, agreement
+from onnxprune.numerics.agreement import Agreement, accuracy, agreement
 
 CLOSE = 1e-12  # sums of a few float64 values of size ~1
 
@@ -154,3 +154,21 @@ def test_one_number_a_sample_is_compared_by_how_it_moves_over_the_samples():
     np.testing.assert_allclose(agreement(dense, 1 - dense).cosine, -1.0, rtol=1e-12)
     np.testing.assert_allclose(agreement(dense.ravel(), (dense + 0.1).ravel()).cosine, 0.5 / np.sqrt(0.5 * 0.54), rtol=1e-12)
     assert agreement(dense, np.array([[np.nan], [0.8], [0.1], [0.2]])).cosine == 0.0
+
+
+# ---- against labels
+
+
+def test_accuracy_by_hand():
+    outputs = np.array([[0.0, 2.0, 1.0], [5.0, 5.0, 0.0], [nan, 0.0, 1.0], [-1.0, -3.0, -2.0]], np.float32)
+    # right; the first of equals is 0 and right; no number, so wrong although 0 is numpy's argmax; wrong
+    assert accuracy(outputs, np.array([1, 0, 0, 2])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"),
+    [((3, 2), [0, 1]), ((3,), [0, 0, 0]), ((3, 1), [0, 0, 0]), ((2, 2), [0, 2]), ((2, 2), [-1, 0]), ((0, 2), [])],
+)
+def test_accuracy_needs_one_class_of_the_outputs_a_row(shape, labels):
+    with pytest.raises(ValueError, match="labels"):
+        accuracy(np.zeros(shape), np.array(labels, np.int64))
