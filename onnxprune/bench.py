@@ -22,8 +22,10 @@ from onnxprune.graph.inlining import inlined
 from onnxprune.graph.points import points
 from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
+from onnxprune.numerics.agreement import accuracy as share_right
 from onnxprune.options import Options
 from onnxprune.running import Tools, outputs, statistics
+from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.session import both_runtimes, choose_device
 from onnxprune.sizes import BLOCK
 
@@ -113,25 +115,4 @@ def accuracy(bench: Bench, found: Mapping[str, NDArray[Any]], name: str) -> floa
     if bench.labels is None:
         return None
     held: Taken = bench.tools.taken
-    return float((found[name].argmax(1) == bench.labels[held.order(held.split.holdout)]).mean())
-
-
-def read_labels(path: Path, count: int) -> Labels:
-    """The labels of a .npy file or of a text file with one integer a line, int64 (count,), in the samples' order in their files.
-
-    Raises:
-        CalibrationError: the file cannot be read, holds anything but integers from 0, or not as many as there are samples.
-    """
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = np.array([int(line) for line in path.read_text(encoding="utf-8").split()], np.int64)
-    except (OSError, ValueError, UnicodeDecodeError, OverflowError) as error:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CalibrationError(f"{path}: labels cannot be read: {what}; give .npy, or a text file with one integer a line") from None
-    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and int(values.min()) < 0):
-        raise CalibrationError(f"{path}: got {values.dtype} of shape {values.shape}, expected one integer from 0 on for every sample")
-    if len(values) != count:
-        raise CalibrationError(f"{path}: {len(values)} labels for {count} samples; give one for every sample of --calib, in their order")
-    return np.asarray(values, np.int64)
+    return share_right(found[name], bench.labels[held.order(held.split.holdout)])

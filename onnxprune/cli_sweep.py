@@ -51,7 +51,7 @@ from onnxprune.sweeping import Sweep
     "--labels",
     type=FILE,
     metavar="FILE",
-    help="One integer for each sample of --calib, in their order: .npy, or text with one a line. Shown, never chosen by.",
+    help="One integer for each sample of --calib, in their order: .npy, .npz or text. Shown, never chosen by.",
 )
 @click.option("--fallen", default=FALLEN, show_default=True, metavar="A", help="Transition regime: where the agreement of bn is below A,")
 @click.option("--holds", default=HOLDS, show_default=True, metavar="A", help="and that of a stronger repair is A or more.")
