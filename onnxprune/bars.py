@@ -13,6 +13,7 @@ from onnxprune.sweep_report import SweepRow
 
 PHASES = {
     "dense outputs": "dense model, held-out samples",
+    "candidates": "candidates of auto",
     "masked outputs": "masked model, held-out samples",
     "dense statistics": "dense statistics",
     "repair": "repair, layer by layer",

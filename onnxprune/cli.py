@@ -15,7 +15,7 @@ from onnxprune import __version__, bars, terminal
 from onnxprune.cli_sweep import sweep
 from onnxprune.comparing import compare_files, find_in, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.flags import ALLOCATION, FILE, JUDGE, REPAIR, SAMPLES, Decorator, to_options, with_options
+from onnxprune.flags import ALLOCATION, FILE, JUDGE, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import Options
 from onnxprune.pipeline import plan
@@ -51,7 +51,12 @@ def command() -> Decorator:
 
 @command()
 @click.argument("models", nargs=-1, required=True, type=FILE, metavar="MODEL...")
-@click.option("--sparsity", type=float, metavar="S", help="Share of weights to remove, 0 <= S < 1; needed but with --pattern.")
+@click.option(
+    "--sparsity",
+    callback=one_sparsity,
+    metavar="S",
+    help="Share of weights to remove, 0 <= S < 1, or auto: the most that keeps --min-agreement. Needed but with --pattern.",
+)
 @click.option("--pattern", metavar="N:M", help="Keep N of every M weights along the input channels, such as 2:4, in every layer.")
 @with_options(*REPAIR, *ALLOCATION, *SAMPLES, *JUDGE)
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")

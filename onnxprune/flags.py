@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxprune.options import ALLOCS, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, Options
+from onnxprune.options import ALLOCS, AUTO, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, SEARCHED, Options
 from onnxprune.runtime.calibration import Preprocess
 
 FILE = click.Path(path_type=Path)
@@ -39,6 +39,16 @@ def named(context: click.Context, parameter: click.Parameter, values: tuple[str,
         if not (name and equals):
             raise click.BadParameter(f"{value!r} is not NAME=S, such as 'fc=0.5'")
     return pairs
+
+
+def one_sparsity(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """A number, or what "auto" stands for."""
+    if value is None:
+        return None
+    try:
+        return SEARCHED if value == AUTO else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor {AUTO}") from None
 
 
 def words(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -75,7 +85,7 @@ def with_options(*options: Decorator) -> Decorator:
 
 
 ALLOCATION = (
-    click.option("--alloc", type=click.Choice(ALLOCS), default=DEFAULT_ALLOC, show_default=True,
+    click.option("--alloc", type=click.Choice([*ALLOCS, AUTO]), default=DEFAULT_ALLOC, show_default=True,
                  help="How the kept weights are shared out over the layers."),
     click.option("--include", multiple=True, metavar="REGEX", help="Prune only layers whose name matches. May repeat."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Leave layers whose name matches dense. May repeat."),
@@ -98,7 +108,7 @@ SAMPLES = (
 )  # fmt: skip
 
 REPAIR = (
-    click.option("--repair", type=click.Choice(REPAIRS), default=DEFAULT_REPAIR, show_default=True,
+    click.option("--repair", type=click.Choice([*REPAIRS, AUTO]), default=DEFAULT_REPAIR, show_default=True,
                  help="What is done for the layers after the masks."),
     click.option("--mirror", is_flag=True, help="Repair from each image and its mirror image, left to right: twice the samples."),
 )  # fmt: skip

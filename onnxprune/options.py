@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import Layer
@@ -14,6 +16,9 @@ from onnxprune.runtime.calibration import Preprocess
 
 REPAIRS = ("none", "bn", "layer", "channel", "asr", "reconstruct")
 UNSET = -math.inf  # no sparsity was given
+AUTO = "auto"
+"""The allocation, the repair or the sparsity that stands for the one that suits the model."""
+SEARCHED = math.inf  # the sparsity "auto"
 RESIDUAL = "rr"
 MEASURED = {"error": "lamp", RESIDUAL: "erk"}
 """The allocations that need samples, and the one that counts for a layer that cannot be measured."""
@@ -27,7 +32,7 @@ class Options:
     """The options of a run; the command line and the README say what each means.
 
     ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1. ``pattern`` is "N:M" instead: of every M
-    weights along a layer's input channels N stay, and the sparsity follows.
+    weights along a layer's input channels N stay, and the sparsity follows. "auto" as an allocation, a repair or a sparsity has it chosen.
 
     Raises:
         UsageError: a value is out of its range or not one of its choices.
@@ -61,12 +66,19 @@ class Options:
             object.__setattr__(self, "sparsity", 1 - n / m)
         elif self.sparsity == UNSET:
             raise UsageError("Missing option '--sparsity': give 0 <= S < 1, or --pattern N:M in its place")
+        if self.sparsity == AUTO:  # type: ignore[comparison-overlap]  # a caller from Python may write it so
+            object.__setattr__(self, "sparsity", SEARCHED)
+        if self.sparsity == SEARCHED and (self.min_agreement is None or self.layer_sparsity):
+            why = "needs --min-agreement, the agreement that must remain" if self.min_agreement is None else "excludes --layer-sparsity"
+            raise UsageError(f"--sparsity auto {why}")
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
-            if not 0 <= value < 1:  # false for nan too
+            if not 0 <= value < 1 and value != SEARCHED:  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
         for flag, word, choices in (("--alloc", self.alloc, ALLOCS), ("--repair", self.repair, REPAIRS)):
-            if word not in choices:
-                raise UsageError(f"{flag} {word!r} is not known; choose one of {', '.join(choices)}")
+            if word not in (*choices, AUTO):
+                raise UsageError(f"{flag} {word!r} is not known; choose one of {', '.join(choices)}, {AUTO}")
+        if self.alloc == AUTO and self.pattern is not None:
+            raise UsageError(f"--pattern {self.pattern} leaves nothing to allocate; leave --alloc auto out")
         if not (math.isfinite(self.holdout) and 0 <= self.holdout < 1):
             raise UsageError(f"--holdout {self.holdout} is not in 0 <= F < 1; it is the share of samples kept out of the repair")
         for flag, number in (("--samples", self.samples), ("--batch-size", self.batch_size)):
@@ -87,6 +99,16 @@ class Options:
                     re.compile(pattern)
                 except re.error as error:
                     raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+    def but(self, **fields: Any) -> Self:
+        """These options with other values in some fields; where there is a pattern, the sparsity still follows from it."""
+        return dataclasses.replace(self, **{**fields, **({"sparsity": UNSET} if self.pattern is not None else {})})
+
+    @property
+    def auto(self) -> tuple[str, ...]:
+        """Which of alloc, repair and sparsity are to be chosen."""
+        found = {"alloc": self.alloc == AUTO, "repair": self.repair == AUTO, "sparsity": self.sparsity == SEARCHED}
+        return tuple(name for name, asked in found.items() if asked)
 
     @property
     def measured(self) -> bool:

@@ -7,13 +7,14 @@ changed; the repaired one is a copy of it in which named tensors have new values
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from onnxprune.budgeting import NO_SAMPLES
+from onnxprune.choosing import candidates, choose, halves
 from onnxprune.clock import Clock, Progress
 from onnxprune.drawing import Calib, draw
 from onnxprune.errors import GateError, UsageError
@@ -22,8 +23,8 @@ from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import judge
 from onnxprune.masking import decide, masked
-from onnxprune.options import Options
-from onnxprune.report import AgreementReport, Report
+from onnxprune.options import SEARCHED, Options
+from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, by_error, carried_out, outputs
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
@@ -69,6 +70,8 @@ def prune(
 def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | None = None) -> Report:
     """The report of a run that stops after the allocation: what each layer would keep. Only the allocation "error" reads samples."""
     clock = Clock()
+    if options.auto:
+        raise UsageError(f"--{options.auto[0]} auto runs the model to choose, it has no allocation to show before; leave --dry-run out")
     if options.measured and calib is None:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
@@ -92,6 +95,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     if calib is None and (options.repair != "none" or options.min_agreement is not None):
         what = f"--repair {options.repair}" if options.repair != "none" else "--min-agreement"
         raise UsageError(f"{what} needs calibration samples; give --calib PATH, or --repair none for masks alone")
+    if calib is None and options.auto:
+        raise UsageError(f"--{options.auto[0]} auto compares candidates on calibration samples; give --calib PATH")
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
@@ -120,8 +125,9 @@ def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
 
 def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:
     with clock.phase("allocation"):
-        dense = inlined(given.model)
-        kept = decide(dense, options)
+        dense = inlined(given.model)  # what cannot be pruned is refused before a sample is read
+        least = 0.0 if options.sparsity == SEARCHED else options.sparsity
+        kept = decide(dense, candidates(options, least)[0] if options.auto else options)
     if calib is None:
         return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
     device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
@@ -130,14 +136,34 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     if options.measured:
         kept = by_error(dense, kept, options, tools)
     first = outputs(dense, "dense outputs", tools)
-    alone = outputs(masked(dense, kept).model, "masked outputs", tools) if options.repair != "none" else None
-    done = carried_out(dense, kept, options, tools)
-    agreement = judge(first, alone or done.outputs, done.outputs) if first is not None and done.outputs is not None else None
-    return _result(given, done, agreement, tools, clock, notes)
+    choice: ChoiceReport | None = None
+    if options.auto:
+        tools = replace(tools, taken=replace(taken, memory={}))
+        done, choice = choose(dense, options, first, tools)
+        if not choice.split:
+            notes.append("the agreement is measured on the samples that chose, and so a little too high: they cannot be told apart")
+    alone = None if options.repair == "none" else outputs(masked(dense, done.kept if choice else kept).model, "masked outputs", tools)
+    if choice is None:
+        done = carried_out(dense, kept, options, tools)
+    agreement: AgreementReport | None = None
+    if first is not None and done.outputs is not None:
+        before = alone or done.outputs
+        if choice is None:
+            agreement = judge(first, before, done.outputs)
+        else:
+            (_, (ours, last)), (_, (_, before)) = halves(first, done.outputs), halves(first, before)
+            agreement = judge(ours, before, last)
+    return _result(given, done, agreement, tools, clock, notes, choice)
 
 
 def _result(
-    given: files.Loaded, done: Done, agreement: AgreementReport | None, tools: Tools | None, clock: Clock, notes: list[str]
+    given: files.Loaded,
+    done: Done,
+    agreement: AgreementReport | None,
+    tools: Tools | None,
+    clock: Clock,
+    notes: list[str],
+    choice: ChoiceReport | None = None,
 ) -> Result:
     """The model that goes out, if its agreement is high enough, and the report.
 
@@ -145,7 +171,7 @@ def _result(
         GateError: the agreement with the dense model is below --min-agreement.
     """
     used, ran = (None, None) if tools is None else (tools.taken.report, tools.device)
-    report = build(done.masked, done.options, done.outcomes, agreement, used, ran, clock.seconds, notes)
+    report = build(done.masked, done.options, done.outcomes, agreement, used, ran, clock.seconds, notes, choice)
     _gate(done.options, agreement)
     constants = done.masked.constants
     added = constants.changes.initializers | constants.changes.nodes

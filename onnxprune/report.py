@@ -99,6 +99,35 @@ class AgreementReport:
 
 
 @dataclass(frozen=True)
+class CandidateReport:
+    """One combination that auto tried, with its agreement on the samples that choose; None where it failed by ``error``."""
+
+    alloc: str
+    repair: str
+    sparsity_asked: float
+    seconds: float
+    score: float | None = None
+    kl: float | None = None
+    cosine: float | None = None
+    chosen: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceReport:
+    """What auto chose from. ``asked``: which of alloc, repair and sparsity. ``samples`` held-out samples chose, ``judged`` others gave
+    the agreement of the report; without ``split`` they are the same ones, and the agreement is a little too high. ``resolution`` is the
+    step of an automatic sparsity."""
+
+    asked: tuple[str, ...]
+    samples: int
+    judged: int
+    split: bool
+    resolution: float | None
+    candidates: tuple[CandidateReport, ...]
+
+
+@dataclass(frozen=True)
 class FileReport:
     """A model file: its bytes (external data included), what gzip -6 makes of them, and the SHA-256 over them."""
 
@@ -159,6 +188,7 @@ class Report:
     skipped: tuple[SkippedReport, ...]
     calibration: CalibrationReport | None
     agreement: AgreementReport | None
+    choice: ChoiceReport | None
     changes: ChangesReport
     seconds: Mapping[str, float]
     notes: tuple[str, ...]

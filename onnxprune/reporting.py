@@ -18,6 +18,7 @@ from onnxprune.report import (
     AgreementReport,
     CalibrationReport,
     ChangesReport,
+    ChoiceReport,
     LayerReport,
     NormReport,
     Report,
@@ -36,6 +37,7 @@ def build(
     device: Device | None,
     seconds: Mapping[str, float],
     notes: Sequence[str],
+    choice: ChoiceReport | None = None,
 ) -> Report:
     """The report of a run, without its files."""
     by_layer: dict[str, list[Outcome]] = defaultdict(list)
@@ -61,6 +63,7 @@ def build(
         skipped=tuple(SkippedReport(entry.name, entry.op, entry.reason) for entry in masked.found.skipped),
         calibration=calibration,
         agreement=agreement,
+        choice=choice,
         changes=ChangesReport(*(tuple(sorted(names)) for names in (changes.values, changes.initializers, changes.nodes, changes.inputs))),
         seconds=dict(seconds),
         notes=tuple(notes),

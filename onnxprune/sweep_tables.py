@@ -1,11 +1,14 @@
-"""A sweep as a person reads it: its rows, the best of each sparsity, the transition regimes."""
+"""A sweep as a person reads it: its rows, the best of each sparsity, the transition regimes; and what auto tried."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.report import ChoiceReport
 from onnxprune.sweep_report import SweepReport
 
 
@@ -53,3 +56,12 @@ def _table(*titles: str) -> Table:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def choice_rows(choice: ChoiceReport) -> Iterator[tuple[str, str]]:
+    """What auto tried, a line each; the chosen one is marked."""
+    yield "candidates", f"on {choice.samples} held-out samples; {choice.judged if choice.split else 'the same'} gave the agreement above"
+    for entry in choice.candidates:
+        measures = [f"{name} {value:.4f}" for name, value in (("agreement", entry.score), ("KL", entry.kl)) if value is not None]
+        figures = f"{', '.join(measures)}, {entry.seconds:.1f} s" if entry.error is None else entry.error
+        yield "", f"{entry.sparsity_asked:g} {entry.alloc} + {entry.repair}: {figures}{'  <- chosen' if entry.chosen else ''}"

@@ -12,6 +12,7 @@ from rich.text import Text
 from onnxprune.comparing import Comparison
 from onnxprune.graph.layers import Found
 from onnxprune.report import AgreementReport, FileReport, LayerReport, OutputAgreement, Report
+from onnxprune.sweep_tables import choice_rows
 
 # Where no terminal says how wide it is (a pipe, a log), lines are not wrapped at 80.
 PIPE_WIDTH = 160
@@ -82,6 +83,8 @@ def show_summary(console: Console, report: Report) -> None:
         )
     ]
     rows += list(_agreement_rows(report.agreement)) if report.agreement is not None else [("agreement", _not_measured(report))]
+    if report.choice is not None:
+        rows += list(choice_rows(report.choice))
     rows.append(("dead channels", f"{report.dead_channels}"))
     if report.calibration is not None:
         used = report.calibration
