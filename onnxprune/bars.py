@@ -21,12 +21,16 @@ PHASES = {
 }
 
 
+def silent(phase: str, done: int, total: int) -> None:
+    """A progress callback that draws nothing, for work in another process."""
+
+
 @contextlib.contextmanager
 def progress(label: str, *, quiet: bool) -> Iterator[Tell]:
     """A progress callback that draws bars on stderr; it draws nothing off a terminal or when quiet."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield lambda phase, done, total: None
+        yield silent
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:

@@ -15,7 +15,8 @@ from onnxprune import __version__, bars, terminal
 from onnxprune.cli_sweep import sweep
 from onnxprune.comparing import compare_files, find_in, report_of
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.flags import ALLOCATION, FILE, JUDGE, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
+from onnxprune.executing import each, executor_of, jobs_for
+from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import Options
 from onnxprune.pipeline import plan
@@ -62,12 +63,14 @@ def command() -> Decorator:
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
 @click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")
+@with_options(*EXECUTOR)
 @click.option("--dry-run", is_flag=True, help="Show the allocation and write nothing; error alone needs samples.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
 def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, dry_run: bool,
-          force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], **options: Any) -> None:  # fmt: skip
+          force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], jobs: int | None, scheduler: str | None,
+          **options: Any) -> None:  # fmt: skip
     """Prune and repair each MODEL.
 
     Writes a file of the same stem that ends in .pruned.onnx.
@@ -81,11 +84,18 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
         for path in models:
             terminal.show_plan(console, path, plan(path, asked, calib or None), quiet=quiet)
         return
-    for job in plan_jobs(list(models), output, out_dir, report, force=force):
-        with bars.progress(job.source.name, quiet=quiet) as tell:
-            done = prune_file(job, calib or None, asked, tell)
-        if not quiet:
-            terminal.show(console, done, verbose=verbose)
+    planned = plan_jobs(list(models), output, out_dir, report, force=force)
+    with executor_of(jobs_for(jobs or (None if scheduler else 1), scheduler, asked.device, len(planned)), scheduler) as executor:
+        for job in planned if executor is None else ():
+            with bars.progress(job.source.name, quiet=quiet) as tell:
+                done = prune_file(job, calib or None, asked, tell)
+            if not quiet:
+                terminal.show(console, done, verbose=verbose)
+        pieces = [(job, calib or None, asked, bars.silent) for job in planned]
+        for number, done in each(prune_file, pieces, executor) if executor is not None else ():
+            if not quiet:
+                console.print(f"\n{planned[number].source}", markup=False)
+                terminal.show(console, done, verbose=verbose)
 
 
 @command()

@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -48,8 +49,8 @@ def executor_of(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
             yield pool
         except BaseException:
             for child in set(multiprocessing.active_children()) - before:
-                child.terminate()  # a reconstruction at work would go on for minutes
-            pool.shutdown(wait=False, cancel_futures=True)
+                child.terminate()  # a reconstruction at work would go on for minutes; it leaves no temporary file, see _begin
+            pool.shutdown(cancel_futures=True)
             raise
         pool.shutdown()
     else:
@@ -79,7 +80,8 @@ def each(work: Callable[..., T], pieces: Sequence[tuple[Any, ...]], executor: Ex
         for number, piece in enumerate(pieces):
             yield number, work(*piece)
         return
-    numbers = {executor.submit(work, *piece): number for number, piece in enumerate(pieces)}
+    call = (alone, work) if type(executor).__module__.startswith("distributed") else (work,)
+    numbers = {executor.submit(*call, *piece): number for number, piece in enumerate(pieces)}
     try:
         for future in as_completed(numbers):
             try:
@@ -111,7 +113,8 @@ def limit(threads: int) -> None:
 
 def _begin(threads: int) -> None:
     """What a local worker process does first."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback; the parent says what happened
+    for number in (signal.SIGINT, signal.SIGTERM):  # it ends as if it had returned: without a traceback, and its files are cleaned up
+        signal.signal(number, lambda *_: sys.exit(130))
     limit(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None

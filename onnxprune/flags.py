@@ -120,7 +120,7 @@ JUDGE = (
 )  # fmt: skip
 EXECUTOR = (
     click.option("--jobs", type=click.IntRange(1), metavar="N",
-                 help="Processes that work at the same time; the cores are divided among them."),
+                 help="Processes that work at the same time; the cores are divided among them. A sweep takes one a core unasked."),
     click.option("--scheduler", metavar="tcp://HOST:PORT", help="Run on a Dask cluster, whose workers see the same paths."),
 )  # fmt: skip
 
