@@ -1,4 +1,4 @@
-"""What a sweep found, as frozen dataclasses; report.to_json writes them. The README documents every field."""
+"""What a sweep found, as frozen dataclasses; report.to_json writes them. docs/choosing.md documents every field."""
 
 from __future__ import annotations
 

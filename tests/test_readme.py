@@ -23,7 +23,7 @@ import click
 import pytest
 
 import onnxprune
-from onnxprune import errors, pipeline, report
+from onnxprune import errors, pipeline, report, running
 from onnxprune.cli import cli
 from onnxprune.comparing import Comparison, LayerDensity
 from onnxprune.options import ALLOCS, DEFAULT_REPAIR, REPAIRS
@@ -45,6 +45,8 @@ FIELDS = {
     "`calibration`": report.CalibrationReport,
     "`agreement`": report.AgreementReport,
     "`agreement.masked[]` and `agreement.repaired[]`": report.OutputAgreement,
+    "`choice`": report.ChoiceReport,
+    "`choice.candidates[]`": report.CandidateReport,
     "`changes`": report.ChangesReport,
 }
 
@@ -156,7 +158,7 @@ def test_the_fields_of_compare_are_named(kind: type) -> None:
 
 
 def test_every_phase_of_the_clock_is_named() -> None:
-    source = Path(pipeline.__file__).read_text(encoding="utf-8")
+    source = "".join(Path(module.__file__ or "").read_text(encoding="utf-8") for module in (pipeline, running))
     phases = [*re.findall(r'clock\.phase\("([\w ]+)"\)', source), "save", "total"]
     (told,) = [cells[2] for cells in rows(section("Top level", "####")) if cells[0] == "`seconds`"]
     assert not [phase for phase in phases if phase not in told]
