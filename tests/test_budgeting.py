@@ -254,3 +254,52 @@ def test_what_masking_refuses_is_refused_before_anything_is_measured() -> None:
         error(sparsity=0.9999)
     with pytest.raises(UsageError, match="matches none"):
         error(include=("nothing",))
+
+
+# ---- residual ratios
+
+
+def ratios(model: onnx.ModelProto, **named: Any) -> dict[str, Any]:
+    return curves(model, alloc="rr", **named)
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_a_ratio_is_the_residual_over_the_raw_distortion(form: int) -> None:
+    """Against the definition: every layer of the dense model alone is masked, and its output compared with all values of the samples."""
+    model = twins(4)[form]
+    found = ratios(model, x=X[:64])
+    options = Options(sparsity=0.8, alloc="rr")
+    kept = decide(model, options)
+    for number, name in enumerate(["w0", "w1", "w2", "w3"]):
+        weight = onnx.numpy_helper.to_array(next(entry for entry in model.graph.initializer if entry.name == name))
+        one = replaced(model, {name: weight * kept.masks[number]})
+        dense, masked = (run(each, {"x": X[:64]}, [f"y{number}"])[f"y{number}"].astype(np.float64) for each in (model, one))
+        axes = (0, 2, 3)
+
+        def distortion(other: Any, dense: Any = dense, axes: Any = axes) -> float:
+            return float(((dense - other) ** 2).sum() / ((dense - dense.mean(axes, keepdims=True)) ** 2).sum())
+
+        gain = dense.std(axes, keepdims=True) / masked.std(axes, keepdims=True)
+        repaired = gain * (masked - masked.mean(axes, keepdims=True)) + dense.mean(axes, keepdims=True)
+        # float32 moments of the rows; up to 8,000 rows a layer are all there are, 64 images of 8 x 8
+        assert found[name] == pytest.approx(distortion(repaired) / distortion(masked), rel=1e-3)
+
+
+def test_a_layer_that_keeps_all_its_weights_has_ratio_1() -> None:
+    model = twins(4)[0]
+    found = ratios(model, sparsity=0.5, x=X[:32])
+    kept = decide(model, Options(sparsity=0.5, alloc="rr"))
+    whole = [layer.weight for layer, keep in zip(kept.found.layers, kept.keep, strict=True) if keep == layer.size]
+    assert whole
+    assert [found[name] for name in whole] == [1.0] * len(whole)
+    assert any(ratio != 1.0 for name, ratio in found.items() if name not in whole)
+
+
+def test_rr_keeps_the_asked_number_and_tells_its_ratios() -> None:
+    result = error(alloc="rr", repair="channel")
+    erk = error(alloc="erk", repair="channel")
+    assert result.report.kept == erk.report.kept == keep_total([entry.weights for entry in erk.report.layers], 0.8)
+    assert [entry.kept for entry in result.report.layers] != [entry.kept for entry in erk.report.layers]
+    assert all(any(note.startswith("residual ratio") for note in entry.notes) for entry in result.report.layers)
+    with pytest.raises(UsageError, match="--alloc rr measures the layers on calibration samples"):
+        prune(twins(4)[0], sparsity=0.5, alloc="rr", repair="none")

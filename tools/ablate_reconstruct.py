@@ -3,7 +3,7 @@
     python tools/ablate_reconstruct.py cifar10/resnet18.onnx --sparsity 0.98 --alloc lamp --start 10
     python tools/ablate_reconstruct.py cifar10/resnet18.onnx --pattern 2:4
 
-The settings are constants of the package, not options: this script, alone in tools/, reaches behind the public interface.
+The settings are constants of the package, not options: this script reaches behind the public interface.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import AllocationError
 from onnxprune.numerics.allocation import allocate, keep_total
-from onnxprune.numerics.budget import GRID, Curve, by_error, fitted, share
+from onnxprune.numerics.budget import GRID, Curve, by_error, by_ratio, fitted, share
 
 
 def power_law(scale, slope, sizes=(10, 1000), **named):
@@ -179,3 +179,30 @@ def test_a_curve_refuses_what_is_none(given):
 def test_a_total_that_does_not_fit_is_refused():
     with pytest.raises(AllocationError, match="cannot keep 11 of 10 weights"):
         share([10], [power_law(1, 1, (1, 5))], 11)
+
+
+# --- residual ratios
+
+
+def test_ratios_multiply_erks_densities_by_hand():
+    """Shapes (10, 10) and (20, 20) have sums 20 and 40. At 0.9, K = 50: erk gives 16.67 and 33.33; with 1 and 1/4, 20 : 10."""
+    weights = [np.ones((10, 10)), np.ones((20, 20))]
+    assert allocate("erk", weights, 0.9) == (17, 33)
+    assert by_ratio(weights, {0: 1.0, 1: 0.25}, 0.9) == (33, 17)
+    assert by_ratio(weights, {0: 0.7, 1: 0.7}, 0.9) == (17, 33)
+
+
+def test_no_layer_keeps_more_than_it_has_and_the_counts_add_up():
+    weights = [np.ones((4, 4)), np.ones((30, 30)), np.ones((10, 10))]
+    counts = by_ratio(weights, {0: 1.0, 1: 1e-9, 2: 1.0}, 0.8)
+    assert counts[0] == 16
+    assert counts[2] == 100
+    assert sum(counts) == keep_total([16, 900, 100], 0.8)
+
+
+def test_a_layer_without_a_ratio_keeps_what_erk_gives():
+    weights = [np.ones((10, 10)), np.ones((20, 20)), np.ones((15, 10))]
+    erk = allocate("erk", weights, 0.8, {2: 0.5})
+    assert by_ratio(weights, {}, 0.8, {2: 0.5}) == erk
+    assert by_ratio(weights, {0: 3.0}, 0.8, {2: 0.5}) == erk
+    assert by_ratio(weights, {0: 3.0, 1: 1.0}, 0.8, {2: 0.5})[2] == 75
