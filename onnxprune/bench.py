@@ -17,13 +17,14 @@ from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import layers
 from onnxprune.graph import model as files
-from onnxprune.graph.doubt import note
+from onnxprune.graph.doubt import blamed, note
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.points import points
 from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
 from onnxprune.numerics.agreement import accuracy as share_right
 from onnxprune.options import Options
+from onnxprune.pipeline import proof
 from onnxprune.running import Tools, outputs, statistics
 from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.session import both_runtimes, choose_device
@@ -42,6 +43,8 @@ class Bench:
     sha256: str
     identity: str
     notes: tuple[str, ...]
+    doubt: str
+    """What onnx.checker holds against the file."""
 
 
 def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None) -> Bench:
@@ -51,6 +54,11 @@ def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None)
         OnnxpruneError: the model, the samples or the labels cannot be read, or do not fit each other.
     """
     given = files.load(model)
+    with blamed(given.doubt, lambda: proof(given.model)):
+        return _opened(given, calib, options, labels)
+
+
+def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | None) -> Bench:
     dense = inlined(given.model)
     decide(dense, options)  # refuses what cannot be pruned before a sample is read
     device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
@@ -72,7 +80,7 @@ def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None)
     whole.update(device.provider.encode() + (b"" if read is None else read.tobytes()))
     notes = [*note(given.doubt), both_runtimes(), device.note, *taken.samples.notes, *taken.split.notes]
     tools = Tools(device, taken, Clock(), lambda phase, done, total: None)
-    return Bench(dense, tools, read, digest.hexdigest(), whole.hexdigest(), tuple(text for text in notes if text))
+    return Bench(dense, tools, read, digest.hexdigest(), whole.hexdigest(), tuple(text for text in notes if text), given.doubt)
 
 
 def dense_outputs(bench: Bench) -> Outputs:
@@ -82,7 +90,8 @@ def dense_outputs(bench: Bench) -> Outputs:
         UsageError: there is no float output to compare, or none with classes for the labels.
         CalibrationError: a label is no class of the output.
     """
-    first = outputs(bench.dense, "dense outputs", bench.tools) or {}
+    with blamed(bench.doubt, lambda: proof(bench.dense)):
+        first = outputs(bench.dense, "dense outputs", bench.tools) or {}
     if not any(value.size for value in first.values()):
         raise UsageError("the model has no float output to compare with")
     if bench.labels is not None:

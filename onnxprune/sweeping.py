@@ -21,9 +21,11 @@ from typing import Any
 from onnxprune.bench import Bench, accuracy, classes_of, dense_outputs, dense_statistics, open_bench
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.executing import each
+from onnxprune.graph.doubt import blamed
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
 from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
+from onnxprune.pipeline import proof
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
 from onnxprune.reporting import versions
 from onnxprune.running import carried_out, decided
@@ -107,7 +109,7 @@ def sweep(
         if key not in found:  # what was measured of the layers serves all repairs
             tasks.setdefault((options.alloc, options.sparsity) if options.alloc in MEASURED else number, []).append(number)
     pieces = [(asked, bench.identity, tuple((keys[number], wanted[number]) for number in numbers)) for numbers in tasks.values()]
-    if executor is None:
+    if executor is None and pieces:
         _keep(asked, bench, first)
     for _, made in each(_run, pieces, executor):
         for row in made:
@@ -184,7 +186,8 @@ def _row(bench: Bench, first: Outputs, key: str, options: Options) -> SweepRow:
     begin = time.perf_counter()
     row = SweepRow(key, options.alloc, options.sparsity, options.repair)
     try:
-        done = carried_out(bench.dense, _kept(bench, options), options, bench.tools)
+        with blamed(bench.doubt, lambda: proof(bench.dense)):
+            done = carried_out(bench.dense, _kept(bench, options), options, bench.tools)
         assert done.outputs is not None
         entry = scored(compare_outputs(first, done.outputs))
         right = None if bench.labels is None else accuracy(bench, done.outputs, classes_of(first))

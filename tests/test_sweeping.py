@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import pytest
 from networks import run, samples, twins
+from rich.console import Console
 
-from onnxprune import Options, prune, sweep_report, sweeping
+from onnxprune import Options, bars, prune, sweep_report, sweeping
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.flags import grid
 from onnxprune.regimes import best_of, regimes_of
@@ -277,3 +278,27 @@ def test_every_field_of_a_sweep_is_documented() -> None:
     for kind in kinds:
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             assert f"`{field.name}`" in text, (kind, field.name)
+
+
+def test_the_bar_tells_the_row_and_the_time_left(net: Path, onnxprune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("sweep", "net.onnx", "--calib", "calib.npy", "--alloc", "erk", "--sparsity", "0.5,0.8", "--repair", "none,bn", *QUICK, "-q")
+    assert onnxprune(*words).err == ""
+    monkeypatch.setattr(bars, "Console", lambda **given: Console(force_terminal=True, width=120, **given))
+    ran = onnxprune(*words[:-1])
+    assert "net.onnx: erk 0.8 bn" in ran.err
+    assert "4/4" in ran.err
+    assert "left" in ran.err
+    assert onnxprune(*words).err == ""
+
+
+def test_a_file_that_the_checker_refuses_and_that_breaks_a_run_is_blamed(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load("net.onnx")
+    model.graph.output[0].ClearField("type")  # the checker's complaint; the runtime takes it
+    onnx.save(model, "net.onnx")
+
+    def broken(*given: Any) -> Any:
+        raise IndexError
+
+    monkeypatch.setattr(sweeping, "carried_out", broken)
+    with pytest.raises(ModelError, match=r"onnx.checker says"):
+        sweep(asked())
