@@ -48,7 +48,7 @@ def one_sparsity(context: click.Context, parameter: click.Parameter, value: str 
     try:
         return SEARCHED if value == AUTO else float(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number, nor {AUTO}") from None
+        raise click.BadParameter(f"{value!r} is not a valid float, nor {AUTO}") from None
 
 
 def words(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
