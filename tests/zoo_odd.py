@@ -156,7 +156,7 @@ def sparse_initializer() -> Subject:
     sparse.values.CopyFrom(_tensor("w1", array.ravel()[places]))
     sparse.indices.CopyFrom(_tensor("w1_indices", places.astype(np.int64)))
     model.graph.sparse_initializer.append(sparse)
-    return Subject(model, row(), 1, ("sparse",))
+    return Subject(model, row(), 2)
 
 
 # ---- biases

@@ -6,15 +6,11 @@ file carries the hash of its content in its name, so the old model and its data 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -25,7 +21,9 @@ from onnxprune.graph import external as external_data
 from onnxprune.graph.complete import fault
 from onnxprune.graph.doubt import doubt_of
 from onnxprune.graph.external import groups_of, places_of
+from onnxprune.graph.sparse import densify
 from onnxprune.graph.walk import bodies, stored
+from onnxprune.graph.whole import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +34,8 @@ class Loaded:
     files: tuple[Path, ...]
     places: Mapping[str, str] = field(default_factory=dict)
     """Initializer -> the file that it came from, for those that are not in the model file."""
+    sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
+    """The main graph's sparse initializers as they came; the model has them dense."""
     doubt: str = ""
     """What onnx.checker holds against the file."""
 
@@ -46,7 +46,7 @@ class Loaded:
 
 
 def load(path: Path) -> Loaded:
-    """The model of an ONNX file with its external data.
+    """The model of an ONNX file with its external data, and with its sparse initializers made dense.
 
     Raises:
         ModelError: the file is missing, is not ONNX, is cut off, or its external data is missing or too short.
@@ -57,7 +57,8 @@ def load(path: Path) -> Loaded:
     beside.refuse_rest(model, path)
     for tensor in stored(model):
         check_complete(tensor, path)
-    return Loaded(model, (path, *(path.parent / name for name in names)), places, doubt_of(path if names else data))
+    sparse = densify(model, str(path))
+    return Loaded(model, (path, *(path.parent / name for name in names)), places, sparse, doubt_of(path if names else data))
 
 
 def _parsed(path: Path) -> tuple[onnx.ModelProto, bytes]:
@@ -138,7 +139,7 @@ def save(
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
     external = external or model.ByteSize() > external_data.PROTO_LIMIT
-    old_data = _own_data_files(path)
+    old_data = own_data_files(path)
     written: tuple[Path, ...] = (path,)
     groups = groups_of(model, places or {}) if external else []
     slim = model
@@ -169,7 +170,7 @@ def _payload(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _own_data_files(path: Path) -> set[Path]:
+def own_data_files(path: Path) -> set[Path]:
     """Data files that an earlier save of the same target left beside it."""
     pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
     try:
@@ -198,45 +199,3 @@ def _write_data(tensors: Sequence[onnx.TensorProto], path: Path) -> Path:
         onnx.external_data_helper.set_external_data(tensor, name().name, start, length)
         tensor.ClearField("raw_data")
     return name()
-
-
-@contextlib.contextmanager
-def replacing(path: Path, name: Callable[[], Path] | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of ``path`` (or of ``name()``, asked at the end) only when the block ends well.
-
-    Raises:
-        ModelError: the folder is missing or not writable, or the disk is full.
-    """
-    temporary: Path | None = None
-    try:
-        descriptor, text = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(text)
-        os.close(descriptor)
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        target = path if name is None else name()
-        if target.is_dir():
-            raise ModelError(f"{target}: cannot be written: it is a folder")
-        temporary.replace(target)
-        temporary = None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Raises ModelError when no file can be made beside the path."""
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from None
-    if path.is_dir():
-        raise ModelError(f"{path}: cannot be written: it is a folder")

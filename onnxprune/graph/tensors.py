@@ -119,8 +119,8 @@ class Constants:
         return self.resolve(self._into.get(made, made)) is not None
 
     def sparse(self, name: str) -> bool:
-        """True for the main graph's sparse initializers, which are not read."""
-        return self._chain(name)[-1] in {tensor.values.name for tensor in self.model.graph.sparse_initializer}
+        """True for sparse initializers that were not made dense: those of bodies."""
+        return self._chain(name)[-1] in {s.prefix + tensor.values.name for s in self.scopes for tensor in s.graph.sparse_initializer}
 
     def folded_by(self, name: str) -> str:
         """The operator that makes a tensor out of constants alone by more than steps; empty where it is a constant, or needs an input."""

@@ -14,7 +14,8 @@ from onnx.external_data_helper import set_external_data
 from onnxprune.errors import ModelError
 from onnxprune.graph import external as external_data
 from onnxprune.graph import model as files
-from onnxprune.graph.model import Loaded, check_complete, check_writable, files_of, load, save
+from onnxprune.graph.model import Loaded, check_complete, files_of, load, save
+from onnxprune.graph.whole import check_writable
 
 
 def net(seed=0, width=32):
