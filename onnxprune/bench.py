@@ -24,10 +24,10 @@ from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
 from onnxprune.numerics.agreement import accuracy as share_right
 from onnxprune.options import Options
-from onnxprune.pipeline import proof
+from onnxprune.pipeline import device_of, proof
 from onnxprune.running import Tools, outputs, statistics
 from onnxprune.runtime.labels import read_labels
-from onnxprune.runtime.session import both_runtimes, choose_device
+from onnxprune.runtime.session import both_runtimes
 from onnxprune.sizes import BLOCK
 
 Labels = NDArray[np.int64]
@@ -61,7 +61,7 @@ def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None)
 def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | None) -> Bench:
     dense = inlined(given.model)
     decide(dense, options)  # refuses what cannot be pruned before a sample is read
-    device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
+    device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
     if not len(taken.split.holdout):
         raise UsageError("combinations are compared on held-out samples; give --holdout above 0")
     taken = replace(taken, memory={})

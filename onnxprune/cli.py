@@ -11,12 +11,13 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
-from onnxprune import __version__, bars, terminal
+from onnxprune import __version__, bars, listing, terminal
 from onnxprune.cli_sweep import sweep
-from onnxprune.comparing import compare_files, find_in, report_of
+from onnxprune.comparing import compare_files
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.executing import each, executor_of, jobs_for
 from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
+from onnxprune.inspecting import find_in, report_of
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import Options
 from onnxprune.pipeline import plan
@@ -63,12 +64,18 @@ def command() -> Decorator:
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
 @click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")
+@click.option("--depfile", type=FILE, metavar="FILE", help="Write the files that were read as a rule for make; one model only.")
+@click.option(
+    "--sparse-initializers",
+    is_flag=True,
+    help="Store weights as values and places where that is smaller. ONNX Runtime reads it; many tools do not.",
+)
 @with_options(*EXECUTOR)
 @click.option("--dry-run", is_flag=True, help="Show the allocation and write nothing; error alone needs samples.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
-def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, dry_run: bool,
+def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, depfile: Path | None, dry_run: bool,
           force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], jobs: int | None, scheduler: str | None,
           **options: Any) -> None:  # fmt: skip
     """Prune and repair each MODEL.
@@ -84,7 +91,7 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
         for path in models:
             terminal.show_plan(console, path, plan(path, asked, calib or None), quiet=quiet)
         return
-    planned = plan_jobs(list(models), output, out_dir, report, force=force)
+    planned = plan_jobs(list(models), output, out_dir, report, force=force, depfile=depfile)
     with executor_of(jobs_for(jobs or (None if scheduler else 1), scheduler, asked.device, len(planned)), scheduler) as executor:
         for job in planned if executor is None else ():
             with bars.progress(job.source.name, quiet=quiet) as tell:
@@ -120,7 +127,7 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
         if as_json:
             click.echo(to_json(report_of(found)), nl=False)
         else:
-            terminal.show_found(console, path, found)
+            listing.show_found(console, path, found)
         return
     report = plan(path, Options(sparsity=sparsity, repair="none", **options))
     if as_json:
@@ -133,11 +140,17 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
 @click.argument("dense", type=FILE, metavar="DENSE")
 @click.argument("pruned", type=FILE, metavar="PRUNED")
 @with_options(*SAMPLES)
+@click.option(
+    "--labels",
+    type=FILE,
+    metavar="FILE",
+    help="Class of every sample, in their order: .npy, .npz or text; gives the top-1 accuracy of both.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], labels: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Show how near PRUNED is to DENSE.
 
-    Agreement on samples, density of the layers, sizes of the files.
+    Agreement on samples, sparsity of the layers, sizes of the files, latency in ONNX Runtime.
 
     \b
     Example:  onnxprune compare model.onnx model.pruned.onnx --calib data/
@@ -145,11 +158,11 @@ def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], as_json: bool, *
     if not calib:
         raise UsageError("compare needs samples to run both models on; give --calib PATH")
     with bars.progress(pruned.name, quiet=as_json) as tell:
-        found = compare_files(dense, pruned, calib, to_options({**options, "sparsity": 0.0}), tell)
+        found = compare_files(dense, pruned, calib, to_options({**options, "sparsity": 0.0}), tell, labels)
     if as_json:
         click.echo(to_json(found), nl=False)
     else:
-        terminal.show_comparison(terminal.stdout(), found)
+        listing.show_comparison(terminal.stdout(), found)
 
 
 def main() -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from onnxprune.clock import Progress, ticker
 from onnxprune.drawing import Calib, draw
-from onnxprune.errors import ModelError
+from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.feeding import input_specs
-from onnxprune.graph import layers
+from onnxprune.graph import layers, sparse
 from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.tensors import Constants
-from onnxprune.judging import collect, compare_outputs
+from onnxprune.judging import Outputs, collect, compare_outputs, size_of
+from onnxprune.numerics.agreement import accuracy
 from onnxprune.options import Options
-from onnxprune.pipeline import proof
+from onnxprune.pipeline import device_of, proof
 from onnxprune.report import FileReport, OutputAgreement
-from onnxprune.runtime.session import choose_device, session_of
+from onnxprune.runtime.labels import read_labels
+from onnxprune.runtime.latency import race
+from onnxprune.runtime.session import Device, session_of
 from onnxprune.sizes import describe
 
 
@@ -40,53 +44,132 @@ class LayerDensity:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy of both models against labels, 0..1, on the output that has classes."""
+
+    output: str
+    samples: int
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one model on one batch: the median, and the quartiles of all runs."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long both models take on one batch of ``samples``, by turns in one process, ``runs`` times each. ``threads`` 0: all cores."""
+
+    dense: Timing
+    pruned: Timing
+    runs: int
+    samples: int
+    threads: int
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The pruned model against the dense one."""
+    """The pruned model against the dense one. The sparsities are the share of zeros over all layers that both models have."""
 
     dense: FileReport
     pruned: FileReport
     provider: str
     samples: int
     outputs: tuple[OutputAgreement, ...]
+    accuracy: Accuracy | None
+    latency: Latency
+    dense_sparsity: float
+    pruned_sparsity: float
     layers: tuple[LayerDensity, ...]
     notes: tuple[str, ...]
     schema: int = 1
 
 
-def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, progress: Progress) -> Comparison:
+def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, progress: Progress, labels: Path | None = None) -> Comparison:
     """The comparison of two models with the same inputs and outputs, on the samples that the options draw.
+
+    ``labels`` is a file with the class of each of the samples, drawn or not; see runtime.labels.
 
     Raises:
         ModelError: the two models do not have the same inputs or float outputs.
-        CalibrationError: the samples do not fit.
+        CalibrationError: the samples do not fit, or the labels do not fit the samples or the outputs.
     """
     first, second = files.load(dense), files.load(pruned)
-    with blamed(first.doubt or second.doubt, lambda: proof(second.model)):
-        return _compare(dense, pruned, first, second, calib, options, progress)
+    with threadpool_limits(options.threads or None, "blas"), blamed(first.doubt or second.doubt, lambda: proof(second.model)):
+        return _compare(dense, pruned, first, second, calib, options, progress, labels)
 
 
 def _compare(
-    dense: Path, pruned: Path, first: files.Loaded, second: files.Loaded, calib: Calib, options: Options, progress: Progress
+    dense: Path,
+    pruned: Path,
+    first: files.Loaded,
+    second: files.Loaded,
+    calib: Calib,
+    options: Options,
+    progress: Progress,
+    labels: Path | None,
 ) -> Comparison:
     if input_specs(first.model) != input_specs(second.model):
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
     _same_outputs(first.model, dense, second.model, pruned)
-    device = choose_device(options.device)
+    device = device_of(options)
     taken = draw(calib, first.model, options, holdout=0.0)
+    rows = taken.split.repair
+    classes = None if labels is None else read_labels(labels, taken.samples.count)[taken.order(rows)]
     outputs = []
-    for name, loaded in (("dense outputs", first), ("pruned outputs", second)):
-        tick = ticker(progress, name, taken.count(taken.split.repair))
-        with session_of(loaded.model, device) as session:
-            outputs.append(collect(session, taken.batches(taken.split.repair), taken.axes, tick))
+    with session_of(first.model, device, turns=True) as one, session_of(second.model, device, turns=True) as other:
+        for name, session in (("dense outputs", one), ("pruned outputs", other)):
+            tick = ticker(progress, name, taken.count(rows))
+            outputs.append(collect(session, taken.batches(rows), taken.axes, tick))
+        right = None if labels is None or classes is None else _accuracy(labels, classes, *outputs)
+        latency = _latency(race([one, other], batch := next(taken.batches(rows))), size_of(batch, taken.axes), device)
+    densities = _densities(first, second)
     return Comparison(
-        dense=describe(dense, first.files, first.files),
-        pruned=describe(pruned, second.files, second.files),
+        dense=describe(dense, first.files, first.files, saved=sparse.saved(first.model, first.sparse)),
+        pruned=describe(pruned, second.files, second.files, saved=sparse.saved(second.model, second.sparse)),
         provider=device.provider,
-        samples=len(taken.split.repair),
+        samples=len(rows),
         outputs=compare_outputs(*outputs),
-        layers=tuple(_densities(first, second)),
+        accuracy=right,
+        latency=latency,
+        dense_sparsity=_sparsity([(entry.weights, entry.dense) for entry in densities if entry.pruned is not None]),
+        pruned_sparsity=_sparsity([(entry.weights, entry.pruned) for entry in densities if entry.pruned is not None]),
+        layers=tuple(densities),
         notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes),
     )
+
+
+def _accuracy(labels: Path, classes: NDArray[np.int64], dense: Outputs, pruned: Outputs) -> Accuracy:
+    """The accuracy of both models on the first output that has classes.
+
+    Raises:
+        CalibrationError: no output has classes, or a label is none of them.
+    """
+    name = next((name for name, value in dense.items() if value.ndim == 2 and value.shape[1] > 1 and len(value) == len(classes)), None)
+    if name is None:
+        raise CalibrationError(f"{labels}: no float output of the models has the shape (samples, classes): leave --labels out")
+    most = int(classes.max())
+    if most >= dense[name].shape[1]:
+        raise CalibrationError(f"{labels}: holds the label {most}, output {name!r} has classes 0 to {dense[name].shape[1] - 1}")
+    return Accuracy(name, len(classes), accuracy(dense[name], classes), accuracy(pruned[name], classes))
+
+
+def _latency(seconds: NDArray[np.float64], samples: int, device: Device) -> Latency:
+    """Quartiles of the runs of both models, (2, runs) in seconds."""
+    dense, pruned = (Timing(*(float(np.percentile(runs, share) * 1e3) for share in (50, 25, 75))) for runs in seconds)
+    return Latency(dense, pruned, seconds.shape[1], samples, device.threads)
+
+
+def _sparsity(parts: list[tuple[int, float]]) -> float:
+    """The share of zeros over layers, from their weights and densities."""
+    weights = sum(size for size, _ in parts)
+    return 1 - sum(size * density for size, density in parts) / weights if weights else 0.0
 
 
 def _same_outputs(first: onnx.ModelProto, dense: Path, second: onnx.ModelProto, pruned: Path) -> None:
@@ -127,30 +210,3 @@ def _densities(first: files.Loaded, second: files.Loaded) -> list[LayerDensity]:
 def _density(constants: Constants, weight: str) -> float:
     values = constants.read(weight)
     return float(np.count_nonzero(values) / values.size)
-
-
-def find_in(path: Path) -> layers.Found:
-    """What can be pruned in a file."""
-    given = files.load(path)
-    with blamed(given.doubt, lambda: proof(given.model)):
-        return layers.find(inlined(given.model))
-
-
-def report_of(found: layers.Found) -> dict[str, Any]:
-    """What was found in a model, as a plain structure for JSON."""
-    return {
-        "schema": 1,
-        "layers": [
-            {
-                "name": layer.name,
-                "op": layer.op,
-                "weight": layer.weight,
-                "shape": layer.shape,
-                "weights": layer.size,
-                "nodes": len(layer.uses),
-            }
-            for layer in found.layers
-        ],
-        "norms": [{"name": norm.name, "op": norm.op, "channels": norm.channels} for norm in found.norms],
-        "skipped": [asdict(entry) for entry in found.skipped],
-    }

@@ -18,6 +18,7 @@ from onnxprune.options import Options
 from onnxprune.report import CalibrationReport
 from onnxprune.runtime import calibration
 from onnxprune.runtime.calibration import Samples, Split
+from onnxprune.runtime.finding import tensors_of
 from onnxprune.runtime.stream import Batch
 
 Items = Callable[[], Iterable[Any]] | Iterator[Any]
@@ -36,6 +37,18 @@ class Taken:
     axes: Axes
     widths: Mapping[str, int]
     """The axes along which images are mirrored for the repair; none without --mirror."""
+    stamps: Mapping[Path, tuple[int, int]]
+    """Time (ns) and size of every file when the samples were drawn."""
+
+    def refuse_changes(self) -> None:
+        """Raises CalibrationError when a file has another time or size than when the samples were drawn, or is gone.
+
+        What was read before and after may then be of two kinds, which nothing else would tell.
+        """
+        for path, stamp in self.stamps.items():
+            if _stamp(path) != stamp:
+                raise CalibrationError(f"{path}: changed while in use: run again")
+
     memory: dict[bytes, dict[str, NDArray[Any]]] | None = None
     """Batches that were read, by their rows, where several passes go over them; None where they are read anew."""
 
@@ -59,6 +72,10 @@ class Taken:
     def count(self, rows: NDArray[np.intp]) -> int:
         """How many batches the samples at ``rows`` make."""
         return len(calibration.runs(self.samples, rows, self.batch_size))
+
+    def trial(self) -> Batch:
+        """One batch, held out where one is."""
+        return next(self.batches(self.split.holdout if len(self.split.holdout) else self.split.repair))
 
     def order(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """The numbers of the samples at ``rows`` in the order in which their batches have them: those of one shape stand together."""
@@ -110,4 +127,18 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: flo
     split = calibration.split(
         samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds
     )
-    return Taken(samples, split, fixed or options.batch_size, axes, width_axes(specs) if options.mirror else {})
+    widths = width_axes(specs) if options.mirror else {}
+    return Taken(samples, split, fixed or options.batch_size, axes, widths, {path: _stamp(path) for path in files_of(samples)})
+
+
+def files_of(samples: Samples) -> list[Path]:
+    """Every file behind the samples; a test data set is a folder, and its tensors count."""
+    return [file for path in map(Path, samples.paths) for file in (tensors_of(path) if path.is_dir() else [path])]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, -1)
+    return (found.st_mtime_ns, found.st_size)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 from onnxprune.errors import OnnxpruneError, RuntimeFailure, UsageError
-from onnxprune.numerics.elimination import LIMIT, cores
+from onnxprune.numerics.elimination import LIMIT, allowed
 from onnxprune.runtime.session import choose_device
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def executor_of(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
     elif jobs > 1:
         before = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")  # a fork would take locks of the runtime's threads along
-        pool = ProcessPoolExecutor(jobs, context, _begin, (max(1, cores() // jobs),))
+        pool = ProcessPoolExecutor(jobs, context, _begin, (max(1, allowed() // jobs),))
         try:
             yield pool
         except BaseException:
@@ -66,7 +66,7 @@ def jobs_for(asked: int | None, scheduler: str | None, device: str, pieces: int)
     if scheduler is not None and asked is not None:
         raise UsageError("--jobs counts processes on this machine, --scheduler runs on a cluster; give one of them")
     if asked is None:
-        asked = 1 if device != "cpu" and choose_device(device).kind == "cuda" else min(cores(), MOST)
+        asked = 1 if device != "cpu" and choose_device(device).kind == "cuda" else min(allowed(), MOST)
     return max(1, min(asked, pieces))
 
 
@@ -108,7 +108,7 @@ def alone(work: Callable[..., T], *arguments: Any) -> T:
 def limit(threads: int) -> None:
     """Let this process compute with so many threads, unless its environment says how many already."""
     os.environ.setdefault(LIMIT, str(threads))
-    threadpool_limits(cores(), "blas")
+    threadpool_limits(allowed(), "blas")
 
 
 def _begin(threads: int) -> None:

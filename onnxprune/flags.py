@@ -104,6 +104,7 @@ SAMPLES = (
     click.option("--layout", type=click.Choice(["nhwc", "nchw"]), help="Where stored arrays have their channels."),
     click.option("--resize", type=click.IntRange(1), metavar="N", help="Images: scale the short side to N, then crop the centre."),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."),
+    click.option("--threads", default=0, metavar="N", help="Compute with at most N threads on the CPU.  [default: all cores]"),
     click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
 )  # fmt: skip
 

@@ -13,25 +13,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune.clock import Progress
+from onnxprune.depfile import rules
 from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
+from onnxprune.graph.whole import alone, check_writable, replacing
 from onnxprune.options import Options
 from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
+from onnxprune.runtime.finding import tensors_of
+from onnxprune.runtime.session import Device, open_session
 from onnxprune.sizes import describe
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where one model comes from and goes to. ``report`` is the JSON file, None for none."""
+    """Where one model comes from and goes to. ``report`` is the JSON file, ``depfile`` the dependency file for make; None for none."""
 
     source: Path
     target: Path
     report: Path | None = None
+    depfile: Path | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that are asked for: external data comes beside the target."""
+        return [path for path in (self.target, self.report, self.depfile) if path is not None]
 
 
-def plan_jobs(sources: list[Path], output: Path | None, folder: Path | None, report: Path | None, *, force: bool) -> list[Job]:
+def plan_jobs(
+    sources: list[Path], output: Path | None, folder: Path | None, report: Path | None, *, force: bool, depfile: Path | None = None
+) -> list[Job]:
     """The job of every model, checked against each other and the disk before anything runs.
 
     Raises:
@@ -42,17 +54,20 @@ def plan_jobs(sources: list[Path], output: Path | None, folder: Path | None, rep
         raise UsageError(f"-o takes one file, but {len(sources)} models were given; use --out-dir")
     if output is not None and folder is not None:
         raise UsageError("-o and --out-dir exclude each other; give one of them")
-    if len(sources) > 1 and report is not None:
-        raise UsageError(f"--report takes one file, but {len(sources)} models were given; prune them one by one")
+    for flag, given in (("--report", report), ("--depfile", depfile)):
+        if len(sources) > 1 and given is not None:
+            raise UsageError(f"{flag} takes one file, but {len(sources)} models were given; prune them one by one")
     jobs = []
     for source in sources:
         target = output or (folder or source.parent) / f"{source.stem}.pruned.onnx"
-        jobs.append(Job(source, target, report))
+        jobs.append(Job(source, target, report, depfile))
+        if depfile is not None:
+            rules(str(target), [str(source)])  # names that make cannot read
     inputs = {source.resolve() for source in sources}
     seen: dict[Path, Path] = {}
     for job in jobs:
-        for path in (job.target, *([job.report] if job.report else [])):
-            check_target(path, inputs, "-o, --out-dir or --report", seen, force=force)
+        for path in job.outputs:
+            check_target(path, inputs, "-o, --out-dir, --report or --depfile", seen, force=force)
             seen[path.resolve()] = job.source
     return jobs
 
@@ -74,7 +89,7 @@ def check_target(path: Path, inputs: Container[Path], flags: str, seen: Mapping[
         raise UsageError(f"{path} exists; give --force to replace it")
     if not path.parent.is_dir():
         raise ModelError(f"{path}: cannot be written: the folder {path.parent} does not exist")
-    files.check_writable(path)
+    check_writable(path)
 
 
 def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progress) -> Report:
@@ -87,10 +102,13 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
     failed = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         # gzip needs no lock of ours and takes as long as a third of the repair, so it runs beside it.
-        source = pool.submit(lambda: _describe_source(job, failed.is_set))
+        def described() -> FileReport:
+            return _describe_source(job, failed.is_set)
+
+        source = described if options.threads == 1 else pool.submit(described).result
         try:
             result = run(job.source, calib, options, progress)
-            return _write(job, result, source.result, start)
+            return _write(job, result, source, start)
         finally:
             failed.set()
 
@@ -103,32 +121,57 @@ def _describe_source(job: Job, stop: Callable[[], bool]) -> FileReport:
             TARGET.<hash>.data are taken for an older version of the target.
     """
     names = files.files_of(job.source)
-    targets = {path.resolve() for path in (job.target, job.report) if path is not None}
+    targets = {path.resolve() for path in job.outputs}
     for name in names[1:]:
         place = name.resolve()
         older = place.parent == job.target.parent.resolve() and place.match(f"{glob.escape(job.target.name)}.*.data")
         if place in targets or older:
-            raise UsageError(f"{name} holds data of the input {job.source}; choose another name with -o, --out-dir or --report")
+            raise UsageError(f"{name} holds data of the input {job.source}; choose another name with -o, --out-dir, --report or --depfile")
     return describe(job.source, names, names, stop)
 
 
 def _write(job: Job, result: Result, source: Callable[[], FileReport], start: float) -> Report:
-    """Write the model and the report: both are complete on the disk before either takes its name."""
+    """Write the model and what belongs to it: all are complete on the disk before one takes its name.
+
+    The dependency file takes its name first and the report last: a run that is killed between them leaves a target that is older than its
+    prerequisites. Two runs for one folder take the names one after the other.
+    """
     begin = time.perf_counter()
     report = result.report
-    with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(files.replacing(job.report)) if job.report is not None else None
+    with contextlib.ExitStack() as turn, contextlib.ExitStack() as stack:
+        if result.external or files.own_data_files(job.target):  # old data files are removed, which must not be somebody's new ones
+            turn.enter_context(alone(job.target.parent))
+        handle = stack.enter_context(replacing(job.report)) if job.report is not None else None
+        needs = stack.enter_context(contextlib.ExitStack())
+        makefile = needs.enter_context(replacing(job.depfile)) if job.depfile is not None else None
 
         def sealed(temporary: tuple[Path, ...]) -> None:
             nonlocal report
-            output = describe(job.target, (job.target, *temporary[1:]), temporary)
+            output = describe(job.target, (job.target, *temporary[1:]), temporary, saved=result.saved[1])
+            given = source()
+            if report.changes.sparse:
+                open_session(temporary[0], Device("cpu"))  # raises where ONNX Runtime does not take the file as it lies there
             now = time.perf_counter()
             seconds = {**report.seconds, "save": now - begin, "total": now - start}
-            report = replace(report, input=source(), output=output, seconds=seconds)
-            if handle is not None:
-                handle.write(to_json(report).encode())
-                handle.flush()
-                os.fsync(handle.fileno())  # a full disk shows here, before the model takes its name
+            given = replace(given, sparse_bytes=given.bytes - result.saved[0])
+            report = replace(report, input=given, output=output, seconds=seconds)
+            for out, text in ((handle, to_json(report)), (makefile, _rules(job, report))):
+                if out is not None:
+                    out.write(text.encode("utf-8", "surrogateescape"))
+                    out.flush()
+                    os.fsync(out.fileno())  # a full disk shows here, before the model takes its name
+            if not temporary[1:]:
+                turn.enter_context(alone(job.target.parent))
+            needs.close()
 
         files.save(result.model, job.target, external=result.external, places=result.places, sealed=sealed)
     return report
+
+
+def _rules(job: Job, report: Report) -> str:
+    """The dependency file: the target, and every file that was read for it."""
+    if job.depfile is None or report.input is None:
+        return ""
+    samples = [Path(name) for name in (report.calibration.paths if report.calibration is not None else ())]
+    read = [str(file) for path in samples for file in (tensors_of(path) if path.is_dir() else [path])]
+    return rules(str(job.target), [*report.input.files, *read])

@@ -33,6 +33,7 @@ class Options:
 
     ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1. ``pattern`` is "N:M" instead: of every M
     weights along a layer's input channels N stay, and the sparsity follows. "auto" as an allocation, a repair or a sparsity has it chosen.
+    ``threads`` bounds what a run computes with on the CPU, 0 for all cores.
 
     Raises:
         UsageError: a value is out of its range or not one of its choices.
@@ -54,6 +55,8 @@ class Options:
     mirror: bool = False
     seed: int = 0
     min_agreement: float | None = None
+    threads: int = 0
+    sparse_initializers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):  # one pattern, or any sequence of them
@@ -86,6 +89,8 @@ class Options:
                 raise UsageError(f"{flag} {number} is not a positive number")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"--device {self.device!r} is not known; use auto, cpu, cuda or cuda:N")
+        if self.threads < 0:
+            raise UsageError(f"--threads {self.threads} is negative; give 1 or more, or 0 for all cores")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
         if self.min_agreement is not None:

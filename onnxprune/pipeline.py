@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from threadpoolctl import threadpool_limits
 
 from onnxprune.budgeting import NO_SAMPLES
 from onnxprune.choosing import candidates, choose, halves
@@ -19,25 +20,32 @@ from onnxprune.clock import Clock, Progress
 from onnxprune.drawing import Calib, draw
 from onnxprune.errors import GateError, UsageError
 from onnxprune.graph import model as files
+from onnxprune.graph import sparse
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import judge
 from onnxprune.masking import decide, masked
+from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, by_error, carried_out, outputs
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
+from onnxprune.storing import stored
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files, ``places`` which in which."""
+    """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files, ``places`` which in which.
+
+    ``saved``: how many bytes sparse initializers would save in the model that came in and in this one, beyond those that it has.
+    """
 
     model: onnx.ModelProto
     report: Report
     external: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
+    saved: tuple[int, int] = (0, 0)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Write the model in one rename and return the files; see onnxprune.graph.model.save."""
@@ -76,14 +84,14 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model)
-    with blamed(given.doubt, lambda: proof(given.model)):
+    with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
             kept = decide(dense, options)
         taken = None
         if options.measured and calib is not None:
             taken = draw(calib, dense, options, holdout=options.holdout)
-            kept = by_error(dense, kept, options, Tools(choose_device(options.device), taken, clock, lambda *told: None))
+            kept = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None))
         pruned = masked(dense, kept)
         return build(pruned, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
 
@@ -101,8 +109,13 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model)
-    with blamed(given.doubt, lambda: proof(given.model)):
+    with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
         return _run(given, calib, options, progress, clock, notes + note(given.doubt))
+
+
+def device_of(options: Options) -> Device:
+    """Where sessions run, with no more threads than cores: more would wait for each other by spinning."""
+    return choose_device(options.device, min(options.threads, allowed()))
 
 
 def proof(model: onnx.ModelProto) -> None:
@@ -120,7 +133,9 @@ def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
     if not isinstance(model, onnx.ModelProto):
         return files.load(Path(model))
     files.check_model(model)
-    return files.Loaded(model, (), {}, doubt_of(model))
+    doubt = doubt_of(model)
+    model, held = sparse.made_dense(model)
+    return files.Loaded(model, (), {}, held, doubt)
 
 
 def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:
@@ -130,7 +145,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
         kept = decide(dense, candidates(options, least)[0] if options.auto else options)
     if calib is None:
         return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
-    device, taken = choose_device(options.device), draw(calib, dense, options, holdout=options.holdout)
+    device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
     notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
     tools = Tools(device, taken, clock, progress)
     if options.measured:
@@ -146,6 +161,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     if choice is None:
         done = carried_out(dense, kept, options, tools)
     agreement: AgreementReport | None = None
+    taken.refuse_changes()
     if first is not None and done.outputs is not None:
         before = alone or done.outputs
         if choice is None:
@@ -176,7 +192,9 @@ def _result(
     constants = done.masked.constants
     added = constants.changes.initializers | constants.changes.nodes
     product = restored(given.model, done.masked.model, constants.changed(), added)
-    return Result(product, report, given.external, given.places)
+    trial = tools.taken.trial if tools is not None else lambda: None
+    product, report, sizes = stored(given, product, report, done.options, clock, trial)
+    return Result(product, report, given.external, given.places, sizes)
 
 
 def _gate(options: Options, agreement: AgreementReport | None) -> None:

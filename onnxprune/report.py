@@ -129,12 +129,17 @@ class ChoiceReport:
 
 @dataclass(frozen=True)
 class FileReport:
-    """A model file: its bytes (external data included), what gzip -6 makes of them, and the SHA-256 over them."""
+    """A model file: its bytes (external data included), what gzip -6 and zstd -3 make of them, and the SHA-256 over them.
+
+    ``sparse_bytes`` is what they are when initializers are stored as int64 COO wherever that takes fewer bytes.
+    """
 
     path: str
     files: tuple[str, ...]
     bytes: int
     gzip_bytes: int
+    zstd_bytes: int
+    sparse_bytes: int
     sha256: str
 
 
@@ -158,13 +163,15 @@ class ChangesReport:
     """Everything that is different between the file that came in and the one that went out.
 
     ``values``: tensors with new values. ``initializers`` and ``nodes``: added; an added Add takes over the output name of the
-    node before it. ``rewired``: nodes that read an added initializer, or what an added node gives, now.
+    node before it. ``rewired``: nodes that read an added initializer, or what an added node gives, now. ``sparse``: initializers that
+    were dense and are stored sparse.
     """
 
     values: tuple[str, ...]
     initializers: tuple[str, ...]
     nodes: tuple[str, ...]
     rewired: tuple[str, ...]
+    sparse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,35 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import zstandard
+
 from onnxprune.report import FileReport
 
 BLOCK = 1 << 22
-GZIP_LEVEL = 6  # what the gzip command does when it is told nothing
+# What the gzip and zstd commands do when they are told nothing.
+GZIP_LEVEL = 6
+ZSTD_LEVEL = 3
 
 
-def describe(path: Path, names: Iterable[Path], files: Iterable[Path], stop: Callable[[], bool] = lambda: False) -> FileReport:
-    """Bytes, gzip bytes and SHA-256 of a model over its files in order: the model first, then its external data.
+def describe(
+    path: Path, names: Iterable[Path], files: Iterable[Path], stop: Callable[[], bool] = lambda: False, *, saved: int = 0
+) -> FileReport:
+    """Bytes, packed bytes and SHA-256 of a model over its files in order: the model first, then its external data.
 
     ``names`` are what the files are, or will be, called; ``files`` are where they lie now. ``stop`` is asked between blocks
-    and ends the work early, for a run that has failed by then.
+    and ends the work early, for a run that has failed by then. ``saved`` is what sparse initializers would save of the bytes.
     """
     digest = hashlib.sha256()
-    squeeze = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
-    total = packed = 0
+    deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
+    standard = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
+    total = gzip = zstd = 0
     for file in files:
         with file.open("rb") as handle:
             while not stop() and (block := handle.read(BLOCK)):
                 total += len(block)
                 digest.update(block)
-                packed += len(squeeze.compress(block))
-    packed += len(squeeze.flush())
-    return FileReport(str(path), tuple(str(name) for name in names), total, packed, digest.hexdigest())
+                gzip += len(deflate.compress(block))
+                zstd += len(standard.compress(block))
+    gzip += len(deflate.flush())
+    zstd += len(standard.flush())
+    return FileReport(str(path), tuple(str(name) for name in names), total, gzip, zstd, total - saved, digest.hexdigest())

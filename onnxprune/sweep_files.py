@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import model as files
+from onnxprune.graph.whole import replacing
 from onnxprune.job import check_target
 from onnxprune.report import to_json
 from onnxprune.resuming import keeping, known_rows, state_of
@@ -66,7 +66,7 @@ def sweep_to_files(
     with contextlib.ExitStack() as stack:  # both are complete on the disk before either takes its name
         for path, text in ((output, to_json(report)), (table, to_csv(report))):
             if path is not None:
-                handle = stack.enter_context(files.replacing(path))
+                handle = stack.enter_context(replacing(path))
                 handle.write(text.encode())
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -18,12 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from onnxprune.bench import Bench, accuracy, classes_of, dense_outputs, dense_statistics, open_bench
 from onnxprune.errors import ModelError, OnnxpruneError, UsageError
 from onnxprune.executing import each
 from onnxprune.graph.doubt import blamed
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
+from onnxprune.numerics.elimination import allowed
 from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
 from onnxprune.pipeline import proof
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
@@ -179,7 +182,8 @@ def _bench(asked: Sweep, identity: str) -> tuple[Bench, Outputs]:
 def _run(asked: Sweep, identity: str, rows: Sequence[tuple[str, Options]]) -> list[SweepRow]:
     """The rows of one task: options of one allocation and sparsity, with their keys."""
     bench, first = _bench(asked, identity)
-    return [_row(bench, first, key, options) for key, options in rows]
+    with threadpool_limits(min(rows[0][1].threads, allowed()) or None, "blas"):
+        return [_row(bench, first, key, options) for key, options in rows]
 
 
 def _row(bench: Bench, first: Outputs, key: str, options: Options) -> SweepRow:

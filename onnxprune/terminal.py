@@ -2,76 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.comparing import Comparison
-from onnxprune.graph.layers import Found
-from onnxprune.report import AgreementReport, FileReport, LayerReport, OutputAgreement, Report
+from onnxprune.report import AgreementReport, FileReport, OutputAgreement, Report
 from onnxprune.sweep_tables import choice_rows
+from onnxprune.tables import show_layers, show_skipped, table
 
 # Where no terminal says how wide it is (a pipe, a log), lines are not wrapped at 80.
 PIPE_WIDTH = 160
-# Notes that stand at most layers of a model, as the table says them; the report has them in full.
-SHORT = {"repaired in its BatchNormalization": "in BatchNorm", "ranked unfolded": "unfolded"}
 
 
 def stdout() -> Console:
     """The console for results."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
-
-
-def show_layers(console: Console, layers: Sequence[LayerReport]) -> None:
-    """The table of layers, one row each, in the order in which they run."""
-    table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
-    total, kept = sum(entry.weights for entry in layers), sum(entry.kept for entry in layers)
-    table.add_column("layer", f"{len(layers)} layers", overflow="fold", ratio=3)
-    table.add_column("op", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    table.add_column("weights", f"{total:,}", justify="right", no_wrap=True)
-    table.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
-    table.add_column("density", f"{kept / total if total else 1:.4f}", justify="right", no_wrap=True)
-    table.add_column("repair", no_wrap=True)
-    table.add_column("notes", overflow="fold", ratio=2)
-    for entry in layers:
-        table.add_row(
-            Text(entry.name),
-            entry.op,
-            "x".join(map(str, entry.shape)),
-            f"{entry.weights:,}",
-            f"{entry.kept:,}",
-            f"{entry.density:.4f}",
-            entry.repair,
-            Text("; ".join(_notes(entry))),
-        )
-    console.print(table)
-
-
-def _notes(entry: LayerReport) -> Iterator[str]:
-    if entry.relative_error_before is not None and entry.relative_error_after is not None:
-        yield f"relative error {entry.relative_error_before:.3f} -> {entry.relative_error_after:.3f}"
-    elif entry.variance_error_before is not None and entry.variance_error_after is not None:
-        yield f"variance error {entry.variance_error_before:.2f} -> {entry.variance_error_after:.2f}"
-    if entry.dead_channels:
-        yield f"{entry.dead_channels} of {entry.channels} channels dead"
-    yield from (SHORT.get(note, note) for note in entry.notes)
-
-
-def show_skipped(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
-    """Name, operator and reason of every node with weights that was left as it was."""
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("skipped", "op", "why"):
-        table.add_column(title, overflow="fold")
-    for name, op, why in rows:
-        table.add_row(Text(name), op, Text(why))
-    console.print(table)
 
 
 def show_summary(console: Console, report: Report) -> None:
@@ -95,14 +44,7 @@ def show_summary(console: Console, report: Report) -> None:
             )
         )
     if report.input is not None and report.output is not None:
-        rows.append(("file size", f"{_bytes(report.input, 'bytes')} -> {_bytes(report.output, 'bytes')}"))
-        ratio = report.input.gzip_bytes / report.output.gzip_bytes
-        rows.append(
-            (
-                "gzip size",
-                f"{_bytes(report.input, 'gzip_bytes')} -> {_bytes(report.output, 'gzip_bytes')} ({ratio:.1f}x smaller)",
-            )
-        )
+        rows += [(name, f"{before} -> {after}{ratio}") for name, before, after, ratio in size_rows(report.input, report.output)]
     if report.provider is not None:
         rows.append(("ran on", report.provider))
     rows.append(("seconds", ", ".join(f"{phase} {value:.2f}" for phase, value in report.seconds.items())))
@@ -147,50 +89,34 @@ def describe(entry: OutputAgreement) -> str:
     return ", ".join(parts)
 
 
-def _bytes(file: FileReport, what: str) -> str:
-    value = int(getattr(file, what))
+SIZES = {"file size": "bytes", "gzip size": "gzip_bytes", "zstd size": "zstd_bytes", "as sparse": "sparse_bytes"}
+
+
+def size_rows(before: FileReport, after: FileReport) -> Iterator[tuple[str, str, str, str]]:
+    """What is measured, its size before and after, and the ratio in brackets where the file got smaller."""
+    for name, what in SIZES.items():
+        old, new = int(getattr(before, what)), int(getattr(after, what))
+        yield name, _bytes(old), _bytes(new), f" ({old / new:.1f}x smaller)" if old > 1.05 * new else ""
+
+
+def _bytes(value: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if value >= size:
             return f"{value / size:.2f} {unit}"
     return f"{value} B"
 
 
-def show_found(console: Console, path: Path, found: Found) -> None:
-    """What inspect prints without a sparsity: layers, free-standing normalisations, skipped nodes."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("layer", "op", "shape", "weights", "bias", "normalisation"):
-        table.add_column(title, overflow="fold", justify="right" if title == "weights" else "left")
-    for layer in found.layers:
-        use = layer.uses[0]
-        bias = "none" if use.bias is None else "own" if use.bias.node == use.node else "in the Add behind"
-        norm = use.norm.op if use.norm is not None else ""
-        table.add_row(Text(layer.name), layer.op, "x".join(map(str, layer.shape)), f"{layer.size:,}", bias, norm)
-    console.print(table)
-    if found.norms:
-        free = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("normalisation", "op", "channels"):
-            free.add_column(title, overflow="fold")
-        for entry in found.norms:
-            free.add_row(Text(entry.name), entry.op, str(entry.channels))
-        console.print(free)
-    show_skipped(console, [(entry.name, entry.op, entry.reason) for entry in found.skipped])
-    total = sum(layer.size for layer in found.layers)
-    console.print(Text(f"{path}: {len(found.layers)} layers, {total:,} weights, {len(found.skipped)} nodes skipped"))
-
-
 def show(console: Console, report: Report, *, verbose: bool) -> None:
     """A finished run: layers, what was skipped, summary; with ``verbose`` also every change in the file."""
     show_layers(console, report.layers)
     if report.norms:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("normalisation", "op", "channels", "repair"):
-            table.add_column(title, overflow="fold")
+        norms = table("normalisation", "op", "channels", "repair")
         for norm in report.norms:
-            table.add_row(Text(norm.name), norm.op, str(norm.channels), norm.repair)
-        console.print(table)
+            norms.add_row(Text(norm.name), norm.op, str(norm.channels), norm.repair)
+        console.print(norms)
     if verbose:
         show_skipped(console, [(entry.name, entry.op, entry.reason) for entry in report.skipped])
-        for what in ("values", "initializers", "nodes", "rewired"):
+        for what in ("values", "initializers", "nodes", "rewired", "sparse"):
             for name in getattr(report.changes, what):
                 console.print(Text(f"changed {what}: {name}"))
     elif report.skipped:
@@ -205,29 +131,3 @@ def show_plan(console: Console, path: Path, report: Report, *, quiet: bool) -> N
     show_layers(console, report.layers)
     show_skipped(console, [(entry.name, entry.op, entry.reason) for entry in report.skipped])
     console.print(Text(f"{path}: sparsity {report.sparsity:.6f}, {report.kept:,} of {report.weights:,} weights kept; nothing was written"))
-
-
-def show_comparison(console: Console, found: Comparison) -> None:
-    """Agreement of the outputs, densities of the layers, sizes of the files."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (
-        ("layer", "left"),
-        ("op", "left"),
-        ("shape", "left"),
-        ("weights", "right"),
-        ("dense", "right"),
-        ("pruned", "right"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for entry in found.layers:
-        pruned = "gone" if entry.pruned is None else f"{entry.pruned:.4f}"
-        shape = "x".join(map(str, entry.shape))
-        table.add_row(Text(entry.name), entry.op, shape, f"{entry.weights:,}", f"{entry.dense:.4f}", pruned)
-    console.print(table)
-    for output in found.outputs:
-        console.print(Text(f"{output.output} on {output.samples} samples: {describe(output)}"))
-    console.print(f"file size {_bytes(found.dense, 'bytes')} -> {_bytes(found.pruned, 'bytes')}")
-    console.print(f"gzip size {_bytes(found.dense, 'gzip_bytes')} -> {_bytes(found.pruned, 'gzip_bytes')}")
-    console.print(f"ran on {found.provider}")
-    for note in found.notes:
-        console.print(Text(f"note: {note}"))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def pressed(*_: object, **__: object) -> None:
         (job_module, "to_json"),  # the report is about to be written
         (os, "fsync"),  # the report's bytes go to the disk
         (Path, "replace"),  # the first rename
-        (files.tempfile, "mkstemp"),  # no file can be made
+        (tempfile, "mkstemp"),  # no file can be made
     ],
     ids=["sizes", "report", "fsync", "rename", "create"],
 )

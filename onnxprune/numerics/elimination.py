@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -68,7 +68,7 @@ def eliminate(
         loss[left[c]] = w**2 / np.diagonal(H) * varies[left[c]]
 
     trail = []
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:  # BLAS threads beside ours would wait by spinning
+    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):  # BLAS threads beside ours would wait by spinning
         for _ in pool.map(begin, range(C)):
             pass
         for size in sizes:
@@ -90,6 +90,14 @@ LIMIT = "ONNXPRUNE_THREADS"
 
 
 def cores() -> int:
+    """How many threads to compute with: a core each of those that this process may use, and no more than BLAS may have.
+
+    So what bounds BLAS (threadpoolctl, OPENBLAS_NUM_THREADS) bounds the threads that take its place too.
+    """
+    return min([allowed(), *(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")])
+
+
+def allowed() -> int:
     """How many cores this process may use, by its affinity and by `LIMIT`."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = os.environ.get(LIMIT, "")

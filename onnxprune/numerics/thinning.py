@@ -117,7 +117,7 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
 
     # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):
         for _ in pool.map(fill, batches):
             pass
     return weight

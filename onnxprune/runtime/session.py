@@ -65,8 +65,8 @@ def both_runtimes() -> str:
     )
 
 
-def choose_device(asked: str) -> Device:
-    """The device for "auto", "cpu", "cuda" or "cuda:N".
+def choose_device(asked: str, threads: int = 0) -> Device:
+    """The device for "auto", "cpu", "cuda" or "cuda:N", for sessions of so many threads on the CPU (0: as many as it has cores).
 
     "auto" takes CUDA where a CUDA session really starts and the CPU otherwise, and says so in the note.
 
@@ -75,15 +75,15 @@ def choose_device(asked: str) -> Device:
         RuntimeFailure: CUDA was asked for by name and does not start here.
     """
     if asked == "cpu":
-        return Device("cpu")
+        return Device("cpu", threads=threads)
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", asked)
     if match is None:
         raise UsageError(f"--device {asked!r} is not known; use auto, cpu, cuda or cuda:N")
     index = int(match.group(1) or 0)
     if _cuda_starts(index):
-        return Device("cuda", index)
+        return Device("cuda", index, threads=threads)
     if asked == "auto":
-        return Device("cpu", note="no CUDA device could be started; running on the CPU")
+        return Device("cpu", note="no CUDA device could be started; running on the CPU", threads=threads)
     raise RuntimeFailure(
         f"--device {asked}: ONNX Runtime {ort.__version__} could not start CUDA device {index} here; "
         f"check the driver and `pip install onnxprune[cuda]`, or use --device cpu"
@@ -105,7 +105,9 @@ def _cuda_starts(index: int) -> bool:
         out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
         graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [out])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
-        session = ort.InferenceSession(model.SerializeToString(), providers=[(CUDA, {"device_id": index}), CPU])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[(CUDA, {"device_id": index}), CPU])
         return bool(session.get_providers()[0] == CUDA)
     except Exception:  # any failure to load CUDA means the same: it does not start
         return False
@@ -113,11 +115,12 @@ def _cuda_starts(index: int) -> bool:
         ort.set_default_logger_severity(2)
 
 
-def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> Any:
+def open_session(model: bytes | Path, device: Device, *, lean: bool = False, turns: bool = False) -> Any:
     """An ``onnxruntime.InferenceSession`` of a serialized model, or of a file, on the device.
 
     ``lean`` frees every tensor as soon as it is used (no arena, no memory pattern, priority-based order): 2 to 3 times less peak
-    memory. TF32 is off on CUDA, so that statistics are those of float32.
+    memory. ``turns``: its threads stop spinning when a run ends, so that another session's find the cores free. TF32 is off on CUDA, so
+    that statistics are those of float32.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
@@ -133,6 +136,8 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> 
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # Threads of one session that spin take the cores from the next one, stage by stage.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     providers: list[Any] = [CPU]
     if device.kind == "cuda":
         providers.insert(0, (CUDA, {"device_id": device.index, "use_tf32": 0}))
@@ -147,15 +152,15 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False) -> 
 
 
 @contextlib.contextmanager
-def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False) -> Iterator[Any]:
+def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
     """A session of a model in memory; one over protobuf's limit goes through a temporary file with external data."""
     if model.ByteSize() < MAX_PROTO:
-        yield open_session(model.SerializeToString(), device, lean=lean)
+        yield open_session(model.SerializeToString(), device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
-        yield open_session(path, device, lean=lean)
+        yield open_session(path, device, lean=lean, turns=turns)
 
 
 def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:

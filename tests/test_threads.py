@@ -1,0 +1,98 @@
+"""--threads: who gets it, and that a model comes out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ran
+from networks import samples, twins
+from threadpoolctl import threadpool_info
+
+from onnxprune import Options, prune
+from onnxprune.errors import UsageError
+from onnxprune.numerics import elimination, thinning
+from onnxprune.numerics.elimination import cores
+from onnxprune.pipeline import device_of
+from onnxprune.runtime import session as sessions
+
+BLAS = [library for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
+    """What every session and every pool of threads was given while the test ran, and what BLAS may use beside them."""
+    found: dict[str, set[Any]] = {"sessions": set(), "pools": set(), "blas": set()}
+    made, pool = sessions.ort.InferenceSession, elimination.ThreadPoolExecutor
+
+    def session(source: Any, options: Any, **words: Any) -> Any:
+        found["sessions"].add(options.intra_op_num_threads)
+        found["blas"] |= {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+        return made(source, options, **words)
+
+    def executor(count: int) -> Any:
+        found["pools"].add(count)
+        return pool(count)
+
+    monkeypatch.setattr(sessions.ort, "InferenceSession", session)
+    monkeypatch.setattr(elimination, "ThreadPoolExecutor", executor)
+    monkeypatch.setattr(thinning, "ThreadPoolExecutor", executor)
+    return found
+
+
+@pytest.mark.parametrize("repair", ["channel", "reconstruct"])
+def test_sessions_blas_and_our_own_threads_get_it(seen: dict[str, set[Any]], repair: str) -> None:
+    before = [library["num_threads"] for library in threadpool_info()]
+    prune(twins(depth=2)[0], {"x": samples(40)}, sparsity=0.5, repair=repair, device="cpu", threads=1)
+    assert seen["sessions"] == {1}
+    assert seen["pools"] <= {1}
+    assert bool(seen["pools"]) == (repair == "reconstruct")
+    assert seen["blas"] <= {1}
+    assert [library["num_threads"] for library in threadpool_info()] == before
+
+
+def test_compare_gives_it_to_both_models(
+    digits: Path, tmp_path: Path, seen: dict[str, set[Any]], onnxprune: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxprune.runtime.latency.SECONDS", 0.0)
+    model = digits / "digits.onnx"
+    words = ("--calib", digits / "calib.npz", "--samples", 20, "--device", "cpu", "--threads", 1)
+    assert onnxprune("compare", model, digits / "digits_folded.onnx", *words).code == 0
+    assert seen["sessions"] == {1}
+
+
+@pytest.mark.skipif(not BLAS, reason="threadpoolctl knows no BLAS here")
+def test_our_own_threads_are_no_more_than_blas_may_have() -> None:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        assert cores() == 1
+    assert cores() >= 1
+
+
+@pytest.mark.parametrize("repair", ["channel", "reconstruct"])
+def test_one_and_two_threads_give_the_same_bytes(repair: str) -> None:
+    models = [
+        prune(twins(width=16)[0], {"x": samples(40)}, sparsity=0.8, repair=repair, device="cpu", threads=threads).model
+        for threads in (1, 2)
+    ]
+    assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_one_and_two_threads_give_the_same_bytes_on_the_example(digits: Path) -> None:
+    words = {"sparsity": 0.9, "samples": 80, "repair": "reconstruct", "device": "cpu"}
+    one, two = (prune(digits / "digits.onnx", digits / "calib.npz", threads=threads, **words).model for threads in (1, 2))
+    assert one == two
+
+
+def test_there_are_never_more_threads_than_cores() -> None:
+    assert device_of(Options(sparsity=0.5, device="cpu", threads=10_000)).threads == elimination.allowed()
+    assert device_of(Options(sparsity=0.5, device="cpu")).threads == 0
+
+
+def test_a_negative_number_is_refused() -> None:
+    with pytest.raises(UsageError, match="--threads -1 is negative; give 1 or more, or 0 for all cores"):
+        Options(sparsity=0.5, threads=-1)
