@@ -38,7 +38,7 @@ from onnxprune.numerics.targets import channel_gains, importance, output_moments
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
-from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error
+from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error, variance_ratio
 from onnxprune.weighing import weigh
 
 ROUNDS = 2
@@ -193,6 +193,8 @@ def _outcome(
         variance_error(target, old),
         variance_error(target, new),
         tuple(notes),
+        variance_ratio(target, old),
+        variance_ratio(target, new),
         relative_error=(before, after),
         ridge=found.ridge,
         steps=found.steps,

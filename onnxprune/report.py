@@ -18,7 +18,8 @@ class LayerReport:
 
     ``importance`` is the outputs' relative error over the layer's own, of an allocation by measured errors, None without one.
     ``nonzero`` counts the values in the file that goes out; it is below ``kept`` where kept weights were zero already.
-    Variance errors are root mean squares over channels of log(v_current / v_dense), None where the repair did not touch the layer.
+    Variance errors are root mean squares over channels of log(v_current / v_dense), variance ratios geometric means of v_current / v_dense,
+    None where the repair did not touch the layer.
     A reconstruction also gives its relative errors, sum |dense - current|^2 / sum |dense - mean|^2 over rows that were held out, with the
     masked weights and with the solved ones; the ridge, and the support sizes it went through. They are None and empty otherwise.
     """
@@ -40,6 +41,8 @@ class LayerReport:
     gain_max: float | None
     variance_error_before: float | None
     variance_error_after: float | None
+    variance_ratio_before: float | None
+    variance_ratio_after: float | None
     relative_error_before: float | None
     relative_error_after: float | None
     ridge: float | None
@@ -58,6 +61,8 @@ class NormReport:
     dead_channels: int
     variance_error_before: float | None
     variance_error_after: float | None
+    variance_ratio_before: float | None
+    variance_ratio_after: float | None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -117,6 +118,8 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
         gain_max=max((gain[1] for gain in gains), default=None),
         variance_error_before=_worst(outcome.error_before for outcome in outcomes),
         variance_error_after=_worst(outcome.error_after for outcome in outcomes),
+        variance_ratio_before=farthest(outcome.ratio_before for outcome in outcomes),
+        variance_ratio_after=farthest(outcome.ratio_after for outcome in outcomes),
         relative_error_before=first.relative_error[0] if first and first.relative_error else None,
         relative_error_after=first.relative_error[1] if first and first.relative_error else None,
         ridge=first.ridge if first else None,
@@ -129,6 +132,11 @@ def _worst(values: Any) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
+def farthest(ratios: Iterable[float | None]) -> float | None:
+    """The ratio that is farthest from 1, as a factor."""
+    return max((ratio for ratio in ratios if ratio), key=lambda ratio: abs(math.log(ratio)), default=None)
+
+
 def _norm(outcome: Outcome) -> NormReport:
     assert outcome.point.norm is not None
     return NormReport(
@@ -139,6 +147,8 @@ def _norm(outcome: Outcome) -> NormReport:
         dead_channels=outcome.dead,
         variance_error_before=outcome.error_before,
         variance_error_after=outcome.error_after,
+        variance_ratio_before=outcome.ratio_before,
+        variance_ratio_after=outcome.ratio_after,
     )
 
 

@@ -33,7 +33,7 @@ class Outcome:
     ``gain`` is None for a reconstruction, which solves weights and scales nothing.
 
     ``error_before`` and ``error_after`` are the root mean square over channels of log(v_c / v_d), before and after the
-    repair of this place.
+    repair of this place; ``ratio_before`` and ``ratio_after`` the geometric mean of v_c / v_d.
     """
 
     point: Point
@@ -43,6 +43,8 @@ class Outcome:
     error_before: float | None
     error_after: float | None
     notes: tuple[str, ...] = ()
+    ratio_before: float | None = None
+    ratio_after: float | None = None
     relative_error: tuple[float, float] | None = None
     ridge: float | None = None
     steps: tuple[int, ...] = ()
@@ -127,6 +129,8 @@ def repair_point(
         variance_error(target, current),
         variance_error(target, current.affine(gain, shift)),
         notes,
+        variance_ratio(target, current),
+        variance_ratio(target, current.affine(gain, shift)),
     )
     return outcome, added
 
@@ -177,16 +181,27 @@ def _recalibrate(constants: Constants, point: Point, node: onnx.NodeProto, targe
         int(dead_channels(target, before).sum()),
         variance_error(target, before),
         variance_error(target, current.affine(*new)),
+        ratio_before=variance_ratio(target, before),
+        ratio_after=variance_ratio(target, current.affine(*new)),
     )
 
 
 def variance_error(dense: Moments, current: Moments) -> float | None:
     """Root mean square over channels of log(v_c / v_d); channels that do not vary in both models are left out, None without any."""
+    logs = _log_ratios(dense, current)
+    return float(np.sqrt(np.mean(logs**2))) if logs.size else None
+
+
+def variance_ratio(dense: Moments, current: Moments) -> float | None:
+    """Geometric mean over channels of v_c / v_d, without the channels that variance_error leaves out; below 1 the layer varies too little."""
+    logs = _log_ratios(dense, current)
+    return float(np.exp(np.mean(logs))) if logs.size else None
+
+
+def _log_ratios(dense: Moments, current: Moments) -> NDArray[np.float64]:
+    """log(v_c / v_d) of the channels that vary in both models, float64."""
     both = (dense.variance > 0) & (current.variance > 0) & np.isfinite(dense.variance) & np.isfinite(current.variance)
-    if not both.any():
-        return None
-    ratio: NDArray[np.float64] = np.log(current.variance[both] / dense.variance[both])
-    return float(np.sqrt(np.mean(ratio**2)))
+    return np.asarray(np.log(current.variance[both] / dense.variance[both]))
 
 
 def probe_of(point: Point, tensor: str, constants: Constants) -> Probe:

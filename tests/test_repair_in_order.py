@@ -13,6 +13,9 @@ from onnx import helper
 
 from onnxprune import prune
 from onnxprune.graph.model import load
+from onnxprune.numerics.moments import Moments
+from onnxprune.reporting import farthest
+from onnxprune.sequential import variance_ratio
 
 DEPTH = 7
 LAYERS = [f"y{number}" for number in range(DEPTH)]
@@ -156,8 +159,25 @@ def test_a_report_tells_the_errors_of_the_variance() -> None:
     expected, current = moments(run(dense, {"x": DATA}, ["y0"])["y0"])[1], moments(run(masked, {"x": DATA}, ["y0"])["y0"])[1]
     error = np.sqrt(np.mean(np.log(current / expected) ** 2))
     assert report.layers[0].variance_error_before == pytest.approx(error, rel=1e-3)  # float32 sums, and a log near zero
+    ratio = np.exp(np.mean(np.log(current / expected)))
+    assert report.layers[0].variance_ratio_before == pytest.approx(ratio, rel=1e-3)
+    assert ratio < 0.9  # masks take variance away
     for entry in report.layers:
         assert entry.variance_error_after == pytest.approx(0, abs=1e-9)
+        assert entry.variance_ratio_after == pytest.approx(1, abs=1e-9)
+
+
+def test_a_variance_ratio_by_hand() -> None:
+    dense = Moments(10, np.zeros(4), np.array([10.0, 10.0, 10.0, 0.0]))
+    current = Moments(5, np.zeros(4), np.array([10.0, 1.25, 0.0, 5.0]))  # variances 2, 1/4, and two that one of the models lacks
+    assert variance_ratio(dense, current) == pytest.approx(np.sqrt(2 * 0.25))
+    assert variance_ratio(dense, Moments(5, np.zeros(4), np.zeros(4))) is None
+
+
+def test_a_weight_with_several_uses_tells_the_ratiofarthest_from_one() -> None:
+    assert farthest([0.5, None, 1.5]) == 0.5
+    assert farthest([0.5, 2.5]) == 2.5
+    assert farthest([None]) is None
 
 
 # ---- the two forms of one network
