@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -63,7 +64,14 @@ def command() -> Decorator:
 @with_options(*REPAIR, *ALLOCATION, *SAMPLES, *JUDGE)
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
-@click.option("--report", type=FILE, metavar="FILE.json", help="Write what was done as JSON; one model only.")
+@click.option(
+    "--report",
+    "reports",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Write what was done: a page for FILE.html, else JSON; one model only. May repeat.",
+)
 @click.option("--depfile", type=FILE, metavar="FILE", help="Write the files that were read as a rule for make; one model only.")
 @click.option(
     "--sparse-initializers",
@@ -75,8 +83,8 @@ def command() -> Decorator:
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was skipped and what changed in the file.")
-def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, report: Path | None, depfile: Path | None, dry_run: bool,
-          force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], jobs: int | None, scheduler: str | None,
+def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, reports: tuple[Path, ...], depfile: Path | None,
+          dry_run: bool, force: bool, quiet: bool, verbose: bool, calib: tuple[Path, ...], jobs: int | None, scheduler: str | None,
           **options: Any) -> None:  # fmt: skip
     """Prune and repair each MODEL.
 
@@ -91,7 +99,8 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
         for path in models:
             terminal.show_plan(console, path, plan(path, asked, calib or None), quiet=quiet)
         return
-    planned = plan_jobs(list(models), output, out_dir, report, force=force, depfile=depfile)
+    command = shlex.join(["onnxprune", *sys.argv[1:]])
+    planned = plan_jobs(list(models), output, out_dir, reports, force=force, depfile=depfile, command=command)
     with executor_of(jobs_for(jobs or (None if scheduler else 1), scheduler, asked.device, len(planned)), scheduler) as executor:
         for job in planned if executor is None else ():
             with bars.progress(job.source.name, quiet=quiet) as tell:

@@ -7,9 +7,10 @@ import glob
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from onnxprune.clock import Progress
@@ -19,6 +20,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
 from onnxprune.options import Options
+from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
 from onnxprune.runtime.finding import tensors_of
@@ -28,21 +30,32 @@ from onnxprune.sizes import describe
 
 @dataclass(frozen=True)
 class Job:
-    """Where one model comes from and goes to. ``report`` is the JSON file, ``depfile`` the dependency file for make; None for none."""
+    """Where one model comes from and goes to. ``reports`` are the files of its report: .html is a page, any other name JSON.
+
+    ``depfile`` is the dependency file for make, None for none; ``command`` is the command line that a page shows.
+    """
 
     source: Path
     target: Path
-    report: Path | None = None
+    reports: tuple[Path, ...] = ()
     depfile: Path | None = None
+    command: str = ""
 
     @property
     def outputs(self) -> list[Path]:
         """The files that are asked for: external data comes beside the target."""
-        return [path for path in (self.target, self.report, self.depfile) if path is not None]
+        return [self.target, *self.reports, *([self.depfile] if self.depfile is not None else [])]
 
 
 def plan_jobs(
-    sources: list[Path], output: Path | None, folder: Path | None, report: Path | None, *, force: bool, depfile: Path | None = None
+    sources: list[Path],
+    output: Path | None,
+    folder: Path | None,
+    reports: Sequence[Path] = (),
+    *,
+    force: bool,
+    depfile: Path | None = None,
+    command: str = "",
 ) -> list[Job]:
     """The job of every model, checked against each other and the disk before anything runs.
 
@@ -54,13 +67,13 @@ def plan_jobs(
         raise UsageError(f"-o takes one file, but {len(sources)} models were given; use --out-dir")
     if output is not None and folder is not None:
         raise UsageError("-o and --out-dir exclude each other; give one of them")
-    for flag, given in (("--report", report), ("--depfile", depfile)):
-        if len(sources) > 1 and given is not None:
+    for flag, given in (("--report", reports), ("--depfile", depfile)):
+        if len(sources) > 1 and given:
             raise UsageError(f"{flag} takes one file, but {len(sources)} models were given; prune them one by one")
     jobs = []
     for source in sources:
         target = output or (folder or source.parent) / f"{source.stem}.pruned.onnx"
-        jobs.append(Job(source, target, report, depfile))
+        jobs.append(Job(source, target, tuple(reports), depfile, command))
         if depfile is not None:
             rules(str(target), [str(source)])  # names that make cannot read
     inputs = {source.resolve() for source in sources}
@@ -93,7 +106,7 @@ def check_target(path: Path, inputs: Container[Path], flags: str, seen: Mapping[
 
 
 def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progress) -> Report:
-    """Prune one file, write the model and its report, and return the report.
+    """Prune one file, write the model and its reports, and return the report.
 
     Raises:
         OnnxpruneError: nothing was written; what was at the targets before is still there.
@@ -107,7 +120,7 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
 
         source = described if options.threads == 1 else pool.submit(described).result
         try:
-            result = run(job.source, calib, options, progress)
+            result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)))
             return _write(job, result, source, start)
         finally:
             failed.set()
@@ -141,7 +154,7 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
     with contextlib.ExitStack() as turn, contextlib.ExitStack() as stack:
         if result.external or files.own_data_files(job.target):  # old data files are removed, which must not be somebody's new ones
             turn.enter_context(alone(job.target.parent))
-        handle = stack.enter_context(replacing(job.report)) if job.report is not None else None
+        handles = [(path, stack.enter_context(replacing(path))) for path in job.reports]
         needs = stack.enter_context(contextlib.ExitStack())
         makefile = needs.enter_context(replacing(job.depfile)) if job.depfile is not None else None
 
@@ -155,11 +168,13 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
             seconds = {**report.seconds, "save": now - begin, "total": now - start}
             given = replace(given, sparse_bytes=given.bytes - result.saved[0])
             report = replace(report, input=given, output=output, seconds=seconds)
-            for out, text in ((handle, to_json(report)), (makefile, _rules(job, report))):
-                if out is not None:
-                    out.write(text.encode("utf-8", "surrogateescape"))
-                    out.flush()
-                    os.fsync(out.fileno())  # a full disk shows here, before the model takes its name
+            page = partial(prune_page, report, result.allocations, job.command)
+            texts = [(out, page() if is_page(path) else to_json(report)) for path, out in handles]
+            texts += [(makefile, _rules(job, report))] if makefile is not None else []
+            for out, text in texts:
+                out.write(text.encode("utf-8", "surrogateescape"))
+                out.flush()
+                os.fsync(out.fileno())  # a full disk shows here, before the model takes its name
             if not temporary[1:]:
                 turn.enter_context(alone(job.target.parent))
             needs.close()

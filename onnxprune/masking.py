@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,16 @@ def decide(model: onnx.ModelProto, options: Options, measured: Mapping[str, Meas
     pruned = tuple(take and number not in left for number, take in enumerate(chosen))
     curved = {number: measured[layer.weight] for number, layer in enumerate(found.layers) if layer.weight in measured}
     return Decided(found, pruned, tuple(keep), unfolded, left, curved, dict(zip(places, kept, strict=True)))
+
+
+def allocations(model: onnx.ModelProto, options: Options, sparsity: float) -> dict[str, tuple[int, ...]]:
+    """Name of every allocation that needs no samples -> how many weights each layer keeps under it at that sparsity, by the same options.
+
+    Empty with a pattern, which leaves nothing to share out.
+    """
+    if options.n_m is not None:
+        return {}
+    return {rule: decide(model, replace(options, alloc=rule, sparsity=sparsity)).keep for rule in allocation.ALLOCATIONS}
 
 
 def _pattern_mask(constants: Constants, layer: layers.Layer, score: NDArray[Any], n: int, m: int) -> NDArray[np.bool_] | str:

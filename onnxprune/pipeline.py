@@ -24,7 +24,7 @@ from onnxprune.graph import sparse
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import judge
-from onnxprune.masking import decide, masked
+from onnxprune.masking import allocations, decide, masked
 from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
@@ -39,6 +39,7 @@ class Result:
     """A pruned model and the report on it. ``external`` says whether the input kept tensors in other files, ``places`` which in which.
 
     ``saved``: how many bytes sparse initializers would save in the model that came in and in this one, beyond those that it has.
+    ``allocations`` is what masking.allocations gave, empty where it was not asked for.
     """
 
     model: onnx.ModelProto
@@ -46,6 +47,7 @@ class Result:
     external: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     saved: tuple[int, int] = (0, 0)
+    allocations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Write the model in one rename and return the files; see onnxprune.graph.model.save."""
@@ -96,8 +98,8 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         return build(pruned, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
 
 
-def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress) -> Result:
-    """prune() with its options in one piece."""
+def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress, *, others: bool = False) -> Result:
+    """prune() with its options in one piece; ``others``: also tell what the other allocations would keep."""
     clock = Clock()
     notes = [text for text in (both_runtimes(),) if text]
     if calib is None and (options.repair != "none" or options.min_agreement is not None):
@@ -110,7 +112,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     with clock.phase("load"):
         given = _given(model)
     with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
-        return _run(given, calib, options, progress, clock, notes + note(given.doubt))
+        result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
+        return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result
 
 
 def device_of(options: Options) -> Device:

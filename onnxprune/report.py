@@ -212,6 +212,13 @@ class Report:
         return sum(layer.dead_channels for layer in self.layers) + sum(norm.dead_channels for norm in self.norms)
 
 
+def not_judged(report: Report) -> str:
+    """Why a report has no agreement."""
+    if report.calibration is None:
+        return "not measured: no calibration samples"
+    return "not measured: no samples were held out" if not report.calibration.holdout else "not measured: no float output"
+
+
 def to_json(report: Any) -> str:
     """The report (any of these dataclasses, or a plain structure of them) as indented JSON; infinities and NaN become null.
 

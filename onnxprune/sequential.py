@@ -193,7 +193,7 @@ def variance_error(dense: Moments, current: Moments) -> float | None:
 
 
 def variance_ratio(dense: Moments, current: Moments) -> float | None:
-    """Geometric mean over channels of v_c / v_d, without the channels that variance_error leaves out; below 1 the layer varies too little."""
+    """Geometric mean over channels of v_c / v_d, without those that variance_error leaves out; below 1 the layer varies too little."""
     logs = _log_ratios(dense, current)
     return float(np.exp(np.mean(logs))) if logs.size else None
 

@@ -39,3 +39,11 @@ def describe(
     gzip += len(deflate.flush())
     zstd += len(standard.flush())
     return FileReport(str(path), tuple(str(name) for name in names), total, gzip, zstd, total - saved, digest.hexdigest())
+
+
+def readable(size: int) -> str:
+    """A number of bytes with its unit, such as 175.03 kB."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= step:
+            return f"{size / step:.2f} {unit}"
+    return f"{size} B"

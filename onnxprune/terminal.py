@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report import AgreementReport, FileReport, OutputAgreement, Report
+from onnxprune.report import AgreementReport, FileReport, OutputAgreement, Report, not_judged
+from onnxprune.sizes import readable
 from onnxprune.sweep_tables import choice_rows
 from onnxprune.tables import show_layers, show_skipped, table
 
@@ -31,7 +32,7 @@ def show_summary(console: Console, report: Report) -> None:
             f"{report.sparsity:.6f} ({report.kept:,} of {report.weights:,} weights kept{_others(report)}), asked {report.sparsity_asked:g}",
         )
     ]
-    rows += list(_agreement_rows(report.agreement)) if report.agreement is not None else [("agreement", _not_measured(report))]
+    rows += list(_agreement_rows(report.agreement)) if report.agreement is not None else [("agreement", not_judged(report))]
     if report.choice is not None:
         rows += list(choice_rows(report.choice))
     rows.append(("dead channels", f"{report.dead_channels}"))
@@ -66,12 +67,6 @@ def _others(report: Report) -> str:
     return f"; {dense} layers left out" if dense else ""
 
 
-def _not_measured(report: Report) -> str:
-    if report.calibration is None:
-        return "not measured: no calibration samples"
-    return "not measured: no samples were held out" if not report.calibration.holdout else "not measured: no float output"
-
-
 def _agreement_rows(agreement: AgreementReport) -> Iterator[tuple[str, str]]:
     for number, (before, after) in enumerate(zip(agreement.masked, agreement.repaired, strict=True)):
         for label, entry in (("masks alone", before), ("repaired", after)):
@@ -96,14 +91,7 @@ def size_rows(before: FileReport, after: FileReport) -> Iterator[tuple[str, str,
     """What is measured, its size before and after, and the ratio in brackets where the file got smaller."""
     for name, what in SIZES.items():
         old, new = int(getattr(before, what)), int(getattr(after, what))
-        yield name, _bytes(old), _bytes(new), f" ({old / new:.1f}x smaller)" if old > 1.05 * new else ""
-
-
-def _bytes(value: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value} B"
+        yield name, readable(old), readable(new), f" ({old / new:.1f}x smaller)" if old > 1.05 * new else ""
 
 
 def show(console: Console, report: Report, *, verbose: bool) -> None:

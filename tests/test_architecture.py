@@ -93,6 +93,8 @@ def test_runtime_reads_the_graph():
     [
         ("click", {"onnxprune.cli", "onnxprune.cli_sweep", "onnxprune.flags"}),  # the commands, and the options that they share
         ("click_default_group", {"onnxprune.cli"}),
+        ("jinja2", {"onnxprune.page"}),
+        ("matplotlib", {"onnxprune.svg", "onnxprune.plots"}),
         ("onnxruntime", {"onnxprune.runtime.session"}),
     ],
 )

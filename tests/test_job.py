@@ -48,7 +48,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def job_of(folder: Path, source: str = "inside.onnx") -> Job:
-    return Job(folder / source, folder / "out.onnx", folder / "out.json")
+    return Job(folder / source, folder / "out.onnx", (folder / "out.json",))
 
 
 # ---- all or nothing
@@ -230,7 +230,7 @@ def test_a_name_that_is_not_utf8_is_written_and_reported(tmp_path: Path) -> None
         (tmp_path / f"{name}.onnx").write_bytes(mlp().SerializeToString())
     except (OSError, UnicodeError):
         pytest.skip("this file system takes UTF-8 names only")
-    job = Job(tmp_path / f"{name}.onnx", tmp_path / f"{name}.pruned.onnx", tmp_path / "r.json")
+    job = Job(tmp_path / f"{name}.onnx", tmp_path / f"{name}.pruned.onnx", (tmp_path / "r.json",))
     prune_file(job, samples(40, (8,)), Options(sparsity=0.5), silent)
     written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert written["output"]["path"] == str(job.target)
@@ -243,12 +243,12 @@ def test_a_name_that_is_not_utf8_is_written_and_reported(tmp_path: Path) -> None
 def test_the_default_target_is_beside_the_input(tmp_path: Path) -> None:
     sources = [tmp_path / "a.onnx", tmp_path / "sub" / "b.v2.onnx"]
     (tmp_path / "sub").mkdir()
-    jobs = plan_jobs(sources, None, None, None, force=False)
+    jobs = plan_jobs(sources, None, None, force=False)
     assert [job.target for job in jobs] == [tmp_path / "a.pruned.onnx", tmp_path / "sub" / "b.v2.pruned.onnx"]
-    jobs = plan_jobs(sources, None, tmp_path, None, force=False)
+    jobs = plan_jobs(sources, None, tmp_path, force=False)
     assert [job.target for job in jobs] == [tmp_path / "a.pruned.onnx", tmp_path / "b.v2.pruned.onnx"]
-    (job,) = plan_jobs(sources[:1], tmp_path / "x", None, tmp_path / "r.json", force=False)
-    assert (job.target, job.report) == (tmp_path / "x", tmp_path / "r.json")
+    (job,) = plan_jobs(sources[:1], tmp_path / "x", None, [tmp_path / "r.json"], force=False)
+    assert (job.target, job.reports) == (tmp_path / "x", (tmp_path / "r.json",))
 
 
 def test_a_hard_link_to_the_input_is_a_file_of_its_own(folder: Path, digits: Path) -> None:
@@ -273,7 +273,7 @@ def test_data_that_the_input_shares_with_an_older_target_is_not_removed(folder: 
 
 def test_the_data_file_of_the_input_is_never_replaced(folder: Path, digits: Path) -> None:
     before = snapshot(folder)
-    for target, report in ((folder / "weights.bin", None), (folder / "new.onnx", folder / "weights.bin")):
+    for target, reports in ((folder / "weights.bin", ()), (folder / "new.onnx", (folder / "weights.bin",))):
         with pytest.raises(UsageError, match=r"weights\.bin holds data of the input"):
-            prune_file(Job(folder / "beside.onnx", target, report), digits / "calib.npz", OPTIONS, silent)
+            prune_file(Job(folder / "beside.onnx", target, reports), digits / "calib.npz", OPTIONS, silent)
         assert snapshot(folder) == before
