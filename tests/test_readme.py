@@ -88,6 +88,19 @@ def options_of(command: str) -> set[str]:
     return {name for entry in parameters if isinstance(entry, click.Option) for name in (*entry.opts, *entry.secondary_opts)}
 
 
+# ---- pictures
+
+
+def test_the_pictures_are_there_and_small_and_fetch_nothing() -> None:
+    shown = re.findall(r"^!\[([^\]]+)\]\(([^)]+)\)$", README, re.MULTILINE)
+    assert [place for _, place in shown] == ["docs/terminal.svg", "docs/page.png"]
+    for told, place in shown:
+        assert len(told) > 20
+        assert 1000 < (ROOT / place).stat().st_size < 300_000
+    assert "url(http" not in read("docs/terminal.svg") and "@font-face" not in read("docs/terminal.svg")
+    assert (ROOT / "docs" / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
 # ---- the command line
 
 
