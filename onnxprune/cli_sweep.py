@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,12 @@ from onnxprune.sweeping import Sweep
 @with_options(*EXECUTOR)
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="Write the sweep as JSON.")
 @click.option("--csv", "table", type=FILE, metavar="FILE.csv", help="Write its rows as CSV.")
+@click.option("--report", "page", type=FILE, metavar="FILE.html", help="Write the sweep as a page.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def sweep(model: Path, calib: tuple[Path, ...], allocs: tuple[str, ...], sparsities: tuple[float, ...], repairs: tuple[str, ...],
           labels: Path | None, fallen: float, holds: float, jobs: int | None, scheduler: str | None, output: Path | None,
-          table: Path | None, force: bool, quiet: bool, **options: Any) -> None:  # fmt: skip
+          table: Path | None, page: Path | None, force: bool, quiet: bool, **options: Any) -> None:  # fmt: skip
     """Prune MODEL in every combination and compare them, without writing a model.
 
     Shows the best allocation and repair at each sparsity, and the sparsities
@@ -73,13 +76,13 @@ def sweep(model: Path, calib: tuple[Path, ...], allocs: tuple[str, ...], sparsit
     Example:  onnxprune sweep model.onnx --sparsity 0.8:0.98:0.02 --calib data/ -o sweep.json
     """
     asked = Sweep(model, calib, allocs, sparsities, repairs, to_options({**options, "sparsity": 0.0}), labels, fallen, holds)
-    check_targets(asked, output, table, force=force)
+    check_targets(asked, output, table, page, force=force)
     processes = jobs_for(jobs, scheduler, asked.options.device, len(asked.rows()))
     with executor_of(processes, scheduler) as executor, bars.rows(model.name, quiet=quiet) as tell:
         try:
-            report = sweep_to_files(asked, output, table, executor, tell)
+            report = sweep_to_files(asked, output, table, executor, tell, page, shlex.join(["onnxprune", *sys.argv[1:]]))
         except (KeyboardInterrupt, click.Abort):
-            target = output or table
+            target = output or table or page
             if target is not None and state_of(target).exists():
                 click.echo(f"onnxprune: the rows done are kept in {state_of(target)}; run the same command again to go on", err=True)
             raise

@@ -62,9 +62,8 @@ def density_chart(
     with drawing() as figure_class:
         figure, axes = _rows(figure_class, names)
         colours = [own if take else COLOUR["muted"] for take in pruned]
-        axes.barh(
-            range(len(names)), [max(value, low) - low for value in density], left=low, height=0.66, color=colours, alpha=0.4, linewidth=0
-        )
+        ends = [max(value, low) for value in density]
+        axes.hlines(range(len(names)), low, ends, colors=colours, linewidth=0.66 * _row(names), alpha=0.4)  # bars, in one piece
         handles = axes.plot([], [], linestyle="", marker="s", color=own, alpha=0.4, markersize=8, label=rule)
         for name, values in others.items():
             role, marker = ALLOC_STYLE[name]
@@ -135,11 +134,15 @@ def sweep_chart(sweep: SweepReport, alloc: str) -> str:
         axes = figure.add_axes((40 / WIDTH, 72 / height, (WIDTH - 52) / WIDTH, (height - 82) / height))
         regime = {point.sparsity_asked for entry in sweep.regimes if entry.alloc == alloc for point in entry.points}
         handles: list[Any] = []
-        for repair in dict.fromkeys(name for name, _, _ in found):
+        repairs = list(dict.fromkeys(name for name, _, _ in found))
+        for number, repair in enumerate(repairs):
+            over = len(repairs) - 1 - number  # lines that lie over this one, which is wider: where they agree, all are seen
             line = sorted((100 * sparsity, score) for name, sparsity, score in found if name == repair)
             role, marker = REPAIR_STYLE.get(repair, ("ink", "o"))
             x, y = [point[0] for point in line], [point[1] for point in line]
-            handles += axes.plot(x, y, marker=marker, color=COLOUR[role], markersize=5, linewidth=1.6, label=repair, clip_on=False)
+            handles += axes.plot(
+                x, y, marker=marker, color=COLOUR[role], markersize=4.5 + over, linewidth=1.4 + 0.6 * over, label=repair, clip_on=False
+            )
         told = f"Agreement with the dense model at {len(asked)} sparsities for {len(handles)} repairs."
         bands = [
             axes.axvspan(

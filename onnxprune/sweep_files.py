@@ -9,30 +9,34 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.whole import replacing
 from onnxprune.job import check_target
+from onnxprune.page import is_page, sweep_page
 from onnxprune.report import to_json
 from onnxprune.resuming import keeping, known_rows, state_of
 from onnxprune.sweep_report import SweepReport, SweepRow
 from onnxprune.sweeping import Sweep, sweep
 
 
-def check_targets(asked: Sweep, output: Path | None, table: Path | None, *, force: bool) -> None:
+def check_targets(asked: Sweep, output: Path | None, table: Path | None, page: Path | None, *, force: bool) -> None:
     """Refuse what cannot be written before anything runs.
 
     Raises:
         UsageError: a target is an input, exists without --force, or is named twice.
         ModelError: its folder is missing or cannot be written to.
     """
+    if page is not None and not is_page(page):
+        raise UsageError(f"--report {page} is no page; give it a name that ends in .html, and -o for JSON")
     inputs = {path.resolve() for path in (asked.model, *asked.calib, *([asked.labels] if asked.labels else []))}
-    targets = [path for path in (output, table) if path is not None]
+    targets = [path for path in (output, table, page) if path is not None]
     for path in targets:
-        check_target(path, inputs, "-o or --csv", force=force)
+        check_target(path, inputs, "-o, --csv or --report", force=force)
     if len({path.resolve() for path in targets}) < len(targets):
-        raise UsageError(f"{targets[0]} would be written twice, as JSON and as CSV; give -o and --csv different names")
+        raise UsageError(f"{targets[-1]} would be written twice; give -o, --csv and --report different names")
 
 
 def sweep_to_files(
@@ -41,16 +45,18 @@ def sweep_to_files(
     table: Path | None,
     executor: Executor | None,
     told: Callable[[SweepRow | None, int, int], None],
+    page: Path | None = None,
+    command: str = "",
 ) -> SweepReport:
-    """The report of a sweep, written as JSON to ``output`` and as CSV to ``table``.
+    """The report of a sweep, written as JSON to ``output``, as CSV to ``table`` and as a page that shows ``command`` to ``page``.
 
-    Rows are kept beside the first of the two until both are written. ``told`` is also called once at the start, with None and the number of
-    rows that were kept there.
+    Rows are kept beside the first of the three until all are written. ``told`` is also called once at the start, with None and the number
+    of rows that were kept there.
 
     Raises:
-        OnnxpruneError: neither file was written; the rows that were made are kept.
+        OnnxpruneError: no file was written; the rows that were made are kept.
     """
-    target = output or table
+    target = output or table or page
     if target is None:
         told(None, 0, len(asked.rows()))
         return sweep(asked, executor, {}, told)
@@ -63,11 +69,11 @@ def sweep_to_files(
             told(row, done, total)
 
         report = sweep(asked, executor, known, made, lambda done, total: told(None, done, total))
-    with contextlib.ExitStack() as stack:  # both are complete on the disk before either takes its name
-        for path, text in ((output, to_json(report)), (table, to_csv(report))):
+    with contextlib.ExitStack() as stack:  # all are complete on the disk before any takes its name
+        for path, made_of in ((output, to_json), (table, to_csv), (page, partial(sweep_page, command=command))):
             if path is not None:
                 handle = stack.enter_context(replacing(path))
-                handle.write(text.encode())
+                handle.write(made_of(report).encode())
                 handle.flush()
                 os.fsync(handle.fileno())
     state.unlink(missing_ok=True)

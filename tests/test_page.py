@@ -149,14 +149,14 @@ def test_a_page_without_samples_says_why_there_is_no_agreement() -> None:
 
 def test_a_pattern_has_no_other_allocations(digits: Path) -> None:
     options = Options(pattern="2:4", repair="none")
-    assert allocations(onnx.load(digits / "digits.onnx"), options) == {}
+    assert allocations(onnx.load(digits / "digits.onnx"), options, 0.5) == {}
     page = Elements(prune_page(prune(digits / "digits.onnx", pattern="2:4", repair="none").report))
     assert "pruned by 2:4" in page.text and "the other allocations" not in page.text
 
 
 def test_the_other_allocations_keep_as_many_weights(digits: Path) -> None:
     model = onnx.load(digits / "digits.onnx")
-    found = allocations(model, Options(sparsity=0.95, alloc="erk", exclude=("stem",)))
+    found = allocations(model, Options(sparsity=0.5, exclude=("stem",)), 0.95)
     run = prune(model, sparsity=0.95, alloc="erk", repair="none", exclude=("stem",)).report
     assert list(found) == list(ALLOCATIONS)
     assert found["erk"] == tuple(entry.kept for entry in run.layers)
@@ -410,6 +410,30 @@ def test_the_command_writes_a_page_and_json_side_by_side(digits: Path, tmp_path:
     assert failed.code == 3 and (tmp_path / "r.html").read_bytes() == page_before
     twice = onnxprune(*words, "--force", "--report", tmp_path / "r.html", "--report", tmp_path / "r.html")
     assert twice.code == 2 and "would be written twice" in twice.err
+
+
+def test_a_sweep_writes_a_page_beside_json(digits: Path, tmp_path: Path, onnxprune: Call) -> None:
+    words = ["sweep", digits / "digits.onnx", "--calib", digits / "calib.npz", "--samples", 40, "--jobs", 1, "--quiet"]
+    words += ["--alloc", "erk", "--sparsity", "0.8,0.9", "--repair", "none,bn"]
+    assert onnxprune(*words, "-o", tmp_path / "s.json", "--report", tmp_path / "s.html").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.html", "s.json"]
+    page = Elements((tmp_path / "s.html").read_text(encoding="utf-8"))
+    assert f"onnxprune sweep {digits}/digits.onnx" in page.text and page.count("svg") == 1
+    for row in json.loads((tmp_path / "s.json").read_text())["rows"]:
+        assert f" {row['score']:.4f} " in page.text and f" {row['kept']:,} " in page.text
+    refused = onnxprune(*words, "--report", tmp_path / "s.json", "--force")
+    assert refused.code == 2 and "is no page" in refused.err
+    assert onnxprune(*words, "--report", tmp_path / "s.html").code == 2
+
+
+def test_a_page_tells_what_auto_tried() -> None:
+    found = prune(twins(depth=3)[1], samples(60), sparsity=0.5, alloc="auto", repair="channel")
+    page = Elements(prune_page(found.report))
+    assert found.report.choice is not None
+    for entry in found.report.choice.candidates:
+        assert f" {entry.score:.4f} " in page.text
+    assert page.text.count("★ chosen") == 1
+    assert f"pruned by {found.report.options['alloc']}" in page.text
 
 
 # ---- in a browser
