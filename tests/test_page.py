@@ -30,7 +30,7 @@ from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.options import ALLOCS, REPAIRS, Options
 from onnxprune.page import is_page, prune_page, sweep_page
 from onnxprune.plots import ALLOC_STYLE, REPAIR_STYLE, Change, change_chart, density_chart
-from onnxprune.report import CalibrationReport, SkippedReport
+from onnxprune.report import CalibrationReport, FileReport, SkippedReport
 from onnxprune.svg import COLOUR, shown
 from onnxprune.sweep_report import Best, Regime, RegimePoint, SweepReport, SweepRow
 
@@ -330,7 +330,7 @@ def test_a_chart_takes_numbers_from_nothing_to_everything() -> None:
 def test_the_same_report_gives_the_same_bytes_in_another_process_home_and_theme(report: Report, tmp_path: Path) -> None:
     """A home that cannot be written to, a backend that there is not, the user's own settings: none of it matters, and none is told."""
     first = prune_page(report, {"lamp": [1] * len(report.layers)}, "onnxprune")
-    (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nsvg.fonttype: path\nfont.size: 30\n")
+    (tmp_path / "matplotlibrc").write_text("axes.linewidth: 9\nlines.markeredgewidth: 7\nxtick.labelsize: 30\nsvg.fonttype: path\n")
     (tmp_path / "report.txt").write_text(repr(report))
     code = (
         "from onnxprune.report import *; from onnxprune.report import SkippedReport; from onnxprune.runtime.calibration import Preprocess\n"
@@ -495,7 +495,9 @@ def probed(page: str, folder: Path, *words: object) -> dict[str, object]:
 def test_a_browser_sorts_filters_and_has_no_sideways_scroll(report: Report, tmp_path: Path) -> None:
     names = ["a" * 120, "b/" * 60, "c" + EVIL]
     layers = [dataclasses.replace(report.layers[0], name=name, kept=kept) for name, kept in zip(names, (10, 2, 30), strict=True)]
-    page = prune_page(dataclasses.replace(report, layers=tuple(layers)), {"lamp": [1, 2, 3]}, "onnxprune " + "x" * 400)
+    file = FileReport("models/" + "m" * 200, ("models/" + "m" * 200,), 1000, 500, "ab" * 32)
+    wide = dataclasses.replace(report, layers=tuple(layers), input=file, output=file)
+    page = prune_page(wide, {"lamp": [1, 2, 3]}, "onnxprune " + "x" * 400)
     dom, console = opened(page, tmp_path)  # as it is: the policy lets its own script run
     assert console == []
     assert "Theme: auto" in dom
