@@ -37,7 +37,7 @@ from onnxprune.sweep_report import Best, Regime, RegimePoint, SweepReport, Sweep
 Call = Callable[..., Ran]
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;$\\frac{1}{2}$]]>--><!--\x1b[31m\u202e\x00\n\udce9層"
-VOID = ("meta", "input", "br", "img", "link")
+VOID = ("meta", "input", "br", "img", "link", "wbr")
 
 
 class Elements(HTMLParser):
@@ -54,7 +54,9 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
+        if tag == "wbr":
+            self.text = self.text[:-1]
+        elif tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
