@@ -46,9 +46,12 @@ def one_sparsity(context: click.Context, parameter: click.Parameter, value: str 
     if value is None:
         return None
     try:
-        return SEARCHED if value == AUTO else float(value)
+        number = SEARCHED if value == AUTO else float(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a valid float, nor {AUTO}") from None
+    if number == SEARCHED and value != AUTO:  # infinity, written out
+        raise click.BadParameter(f"sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
+    return number
 
 
 def words(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ class Options:
             why = "needs --min-agreement, the agreement that must remain" if self.min_agreement is None else "excludes --layer-sparsity"
             raise UsageError(f"--sparsity auto {why}")
         for name, value in [("--sparsity", self.sparsity), *self.layer_sparsity.items()]:
-            if not 0 <= value < 1 and value != SEARCHED:  # false for nan too
+            searched = name == "--sparsity" and value == SEARCHED
+            if not (0 <= value < 1 or searched):  # false for nan too
                 raise UsageError(f"{name}: sparsity {value} is not in 0 <= S < 1; 0.95 removes 95 % of the weights")
         for flag, word, choices in (("--alloc", self.alloc, ALLOCS), ("--repair", self.repair, REPAIRS)):
             if word not in (*choices, AUTO):

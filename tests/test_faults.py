@@ -110,7 +110,7 @@ def test_samples_that_change_in_the_middle_are_named_and_nothing_is_written(fold
                 if path.exists():
                     what(path)
 
-    job = Job(folder / "model.onnx", folder / "out.onnx", folder / "r.json", folder / "d")
+    job = Job(folder / "model.onnx", folder / "out.onnx", (folder / "r.json",), folder / "d")
     with pytest.raises(CalibrationError, match=r"samples/\d\d\.npy: ") as caught:
         prune_file(job, folder / "samples", Options(sparsity=0.9, batch_size=10, device="cpu"), tell)
     assert len(str(caught.value).splitlines()) == 1
