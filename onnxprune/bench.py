@@ -24,7 +24,7 @@ from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
 from onnxprune.numerics.agreement import accuracy as share_right
 from onnxprune.options import Options
-from onnxprune.pipeline import device_of, proof
+from onnxprune.pipeline import device_of, proof, tried
 from onnxprune.running import Tools, outputs, statistics
 from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.session import both_runtimes
@@ -64,6 +64,7 @@ def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | 
     device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
     if not len(taken.split.holdout):
         raise UsageError("combinations are compared on held-out samples; give --holdout above 0")
+    tried(dense, taken, options)
     taken = replace(taken, memory={})
     read = None if labels is None else read_labels(labels, taken.samples.count)
     digest, whole = hashlib.sha256(), hashlib.sha256()

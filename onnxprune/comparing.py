@@ -23,7 +23,7 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.judging import Outputs, collect, compare_outputs, size_of
 from onnxprune.numerics.agreement import accuracy
 from onnxprune.options import Options
-from onnxprune.pipeline import device_of, proof
+from onnxprune.pipeline import device_of, proof, tried
 from onnxprune.report import FileReport, OutputAgreement
 from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.latency import race
@@ -123,6 +123,8 @@ def _compare(
     rows = taken.split.repair
     classes = None if labels is None else read_labels(labels, taken.samples.count)[taken.order(rows)]
     outputs = []
+    for loaded in (first, second):
+        tried(inlined(loaded.model), taken, options)
     with session_of(first.model, device, turns=True) as one, session_of(second.model, device, turns=True) as other:
         for name, session in (("dense outputs", one), ("pruned outputs", other)):
             tick = ticker(progress, name, taken.count(rows))

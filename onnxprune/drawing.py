@@ -51,6 +51,8 @@ class Taken:
 
     memory: dict[bytes, dict[str, NDArray[Any]]] | None = None
     """Batches that were read, by their rows, where several passes go over them; None where they are read anew."""
+    least: int = 1
+    """The fewest samples that the model takes at once."""
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
         """The samples at ``rows``, batch by batch, as the model takes them."""
@@ -68,6 +70,11 @@ class Taken:
                 if sum(value.nbytes for held in self.memory.values() for value in held.values()) < KEPT:
                     self.memory[run.tobytes()] = batch
             yield batch
+
+    def first(self) -> Batch:
+        """As few samples as the model takes, as it takes them."""
+        rows = self.split.repair if len(self.split.repair) else self.split.holdout
+        return next(self.batches(rows[: self.least]))
 
     def count(self, rows: NDArray[np.intp]) -> int:
         """How many batches the samples at ``rows`` make."""
@@ -128,7 +135,8 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: flo
         samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds
     )
     widths = width_axes(specs) if options.mirror else {}
-    return Taken(samples, split, fixed or options.batch_size, axes, widths, {path: _stamp(path) for path in files_of(samples)})
+    stamps = {path: _stamp(path) for path in files_of(samples)}
+    return Taken(samples, split, fixed or options.batch_size, axes, widths, stamps, least=fixed or 1)
 
 
 def files_of(samples: Samples) -> list[Path]:

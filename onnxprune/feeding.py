@@ -114,7 +114,7 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
         dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim]
         axis = axes.inputs[value.name]
         dims = [None] if axis is None else [dims[axis], *dims[:axis], *dims[axis + 1 :]]
-        specs.append(InputSpec(value.name, dtype, tuple(dims)))
+        specs.append(InputSpec(value.name, dtype, tuple(dims), axis or 0))
     if not specs:
         raise ModelError("the model has no input to feed")
     return specs

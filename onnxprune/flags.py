@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxprune.options import ALLOCS, AUTO, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, SEARCHED, Options
+from onnxprune.options import ALLOCS, AUTO, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, SEARCHED, TRIAL_SECONDS, Options
 from onnxprune.runtime.calibration import Preprocess
 
 FILE = click.Path(path_type=Path)
@@ -99,7 +99,8 @@ ALLOCATION = (
 )  # fmt: skip
 SAMPLES = (
     click.option("--calib", multiple=True, type=FILE, metavar="PATH",
-                 help="Unlabelled samples: .npy, .npz, or a folder of those or of images. May repeat."),
+                 help="Unlabelled samples: .npy, .npz (an array an input), .jsonl, an ONNX test data set, an image, or a folder of one "
+                      "of these. May repeat."),
     click.option("--samples", default=512, show_default=True, metavar="N", help="Use at most N samples, drawn by --seed."),
     click.option("--batch-size", default=32, show_default=True, metavar="N", help="Samples a run, where the model leaves it free."),
     click.option("--mean", callback=numbers, metavar="A,B,C", help="Subtract from the stored values, one or one a channel."),
@@ -108,6 +109,8 @@ SAMPLES = (
     click.option("--resize", type=click.IntRange(1), metavar="N", help="Images: scale the short side to N, then crop the centre."),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     click.option("--threads", default=0, metavar="N", help="Compute with at most N threads on the CPU.  [default: all cores]"),
+    click.option("--trial-seconds", default=TRIAL_SECONDS, show_default=True, metavar="S",
+                 help="How long an unusual model may take for its first sample, in a process of its own; 0: no such trial."),
     click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
 )  # fmt: skip
 

@@ -25,6 +25,8 @@ MEASURED = {"error": "lamp", RESIDUAL: "erk"}
 ALLOCS = (*ALLOCATIONS, *MEASURED)
 DEFAULT_ALLOC = "erk"
 DEFAULT_REPAIR = "channel"
+TRIAL_SECONDS = 6.0
+"""The time of a trial, plus 1 s for every 20 MB (runtime.trial): a file that never ends is refused within 10 s."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Options:
     min_agreement: float | None = None
     threads: int = 0
     sparse_initializers: bool = False
+    trial_seconds: float = TRIAL_SECONDS
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):  # one pattern, or any sequence of them
@@ -88,6 +91,8 @@ class Options:
         for flag, number in (("--samples", self.samples), ("--batch-size", self.batch_size)):
             if number < 1:
                 raise UsageError(f"{flag} {number} is not a positive number")
+        if not (math.isfinite(self.trial_seconds) and self.trial_seconds >= 0):
+            raise UsageError(f"--trial-seconds {self.trial_seconds} is not 0 or more; it is how long the first sample may take")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"--device {self.device!r} is not known; use auto, cpu, cuda or cuda:N")
         if self.threads < 0:

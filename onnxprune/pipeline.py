@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from onnxprune.budgeting import NO_SAMPLES
 from onnxprune.choosing import candidates, choose, halves
 from onnxprune.clock import Clock, Progress
-from onnxprune.drawing import Calib, draw
+from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import GateError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph import sparse
@@ -31,6 +31,7 @@ from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, by_error, carried_out, outputs
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
+from onnxprune.runtime.trial import try_first
 from onnxprune.storing import stored
 
 
@@ -93,6 +94,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         taken = None
         if options.measured and calib is not None:
             taken = draw(calib, dense, options, holdout=options.holdout)
+            tried(dense, taken, options)
             kept = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None))
         pruned = masked(dense, kept)
         return build(pruned, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
@@ -127,6 +129,11 @@ def proof(model: onnx.ModelProto) -> None:
         pass
 
 
+def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
+    """Raises ModelError when the model crashes, or takes too long or too much memory, in a process of its own; see runtime.trial."""
+    try_first(model, taken.first(), taken.axes.inputs, 1 if taken.least > 1 else taken.batch_size, options.trial_seconds)
+
+
 def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
     """The model with what the checker holds against it.
 
@@ -149,6 +156,8 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     if calib is None:
         return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
     device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
+    with clock.phase("load"):
+        tried(dense, taken, options)
     notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
     tools = Tools(device, taken, clock, progress)
     if options.measured:

@@ -106,6 +106,12 @@ def open_samples(
             lines = file.suffix.lower() in finding.LINES and not file.is_dir()
             opened = open_lines(file, ranks, working_types(specs, preprocess)) if lines else [open_set(file, ranks, axes or {})]
             parts[file] = [(source, recipes_of(source, specs, preprocess)) for source in opened]
+    if arrays:
+        notes += [
+            f"model input {spec.name!r} has its batch on axis {spec.axis}; the array files were read with their samples on axis 0"
+            for spec in specs
+            if spec.axis
+        ]
     if pictures:
         if len(specs) != 1:
             raise CalibrationError(f"{pictures[0]}: images serve a model with one input, this one has {', '.join(ranks)}: save an .npz")

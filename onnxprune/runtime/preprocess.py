@@ -27,11 +27,12 @@ _EXAMPLE = "ImageNet on 0..255: --mean 123.675,116.28,103.53 --std 58.395,57.12,
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One model input; axis 0 is the batch, None is a free dimension."""
+    """One model input; axis 0 is the batch, None is a free dimension. ``axis`` is where the model itself has the batch."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,9 @@ def _arrangement(spec: InputSpec, stored: Stored, layout: str | None) -> str | N
     helps = "store samples of that shape"
     if len(spec.shape) >= 4:
         helps = next((f"pass --layout {key}" for key in _MOVEAXIS if key != layout and fits(key)), helps)
+    batch = f" (its batch is on axis {spec.axis}; files have their samples on axis 0, whatever the model)" if spec.axis else ""
     raise CalibrationError(
-        f"{stored.label}: samples have shape {stored.shape}, model input {spec.name!r} takes {_shown(spec.shape[1:])}: {helps}"
+        f"{stored.label}: samples have shape {stored.shape}, model input {spec.name!r} takes {_shown(spec.shape[1:])}{batch}: {helps}"
     )
 
 

@@ -1,0 +1,107 @@
+"""Try a model in a process of its own before it runs in this one: a crash, no end or no memory there is one line here.
+
+ONNX Runtime is C++ in this process. A kernel that crashes takes the process with it, a Loop may never end, and a Resize may take all
+memory; none of that can be caught. So the model runs one sample in a child first, with a limit of time and of memory, if
+`onnxprune.graph.plain` says that there is a reason. Measured on one core that others use too, a child costs 0.25 to 0.35 s, most of it
+the import of onnxruntime, and then what a session and one sample take; the plain models, which are most, cost 1 to 20 ms. Errors
+that ONNX Runtime reports are left to the run itself, which has the better words. The child runs on the CPU, whatever the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.model import save
+from onnxprune.graph.plain import unusual
+from onnxprune.runtime.session import MAX_PROTO
+
+CHILD = Path(__file__).with_name("child.py")
+RATE = 20e6
+"""Bytes of a model, or of its samples, for which a second is added to the time."""
+NO_MEMORY = re.compile(r"bad.alloc|failed to allocate|out of memory|memoryerror|length_error|vector::", re.IGNORECASE)
+AWAY = "masks alone, --repair none without --calib, need no run"
+
+
+def try_first(
+    model: onnx.ModelProto, sample: Mapping[str, NDArray[Any]], axes: Mapping[str, int | None], batch: int, seconds: float
+) -> None:
+    """Run one sample in a child process, if there is a reason to; 0 ``seconds`` leave the trial out.
+
+    ``axes`` says where each input has its batch; a whole batch of ``batch`` samples runs too where its memory is in doubt.
+
+    Raises:
+        ModelError: the child crashed, or did not end in time or within the memory that is free.
+    """
+    if not seconds or not sys.executable or getattr(sys, "frozen", False):
+        return
+    why = unusual(model, {name: _many(value.shape, axes[name], batch) for name, value in sample.items()}, batch)
+    if not why:
+        return
+    memory = available()
+    size = model.ByteSize()
+    patience = seconds + (size + sum(value.nbytes for value in sample.values()) * max(batch, 1)) / RATE
+    with contextlib.ExitStack() as stack:
+        told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "memory": memory, "threads": 0}
+        if size < MAX_PROTO:
+            told["model"] = model.SerializeToString()
+        else:
+            told["model"] = str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxprune-"))) / "model.onnx")
+            save(model, Path(told["model"]), external=True)
+        data = pickle.dumps(told, protocol=5)
+        told.clear()
+        lines, code = _run(data, patience)
+    tried = f"its first sample was run in a process of its own, because of {why}"
+    if code is None and "sample" not in lines:
+        raise ModelError(
+            f"the model did not run within {patience:.0f} s: {tried}; give --trial-seconds more if it is slow, else mend it; {AWAY}"
+        )
+    if code and lines:  # without a line it was no child of ours: an interpreter that starts something else
+        raise ModelError(f"the model crashes ONNX Runtime ({_named(code)}): {tried}; mend the model or update onnxruntime; {AWAY}")
+    last = lines[-1] if lines else ""
+    if last.startswith("error") and NO_MEMORY.search(last):
+        what = f"a batch of {batch} samples: give a smaller --batch-size" if "sample" in lines else f"one sample: {tried}; mend the model"
+        raise ModelError(f"the model needs more memory than is free ({memory / 2**30:.1f} GiB) for {what}; {AWAY}")
+
+
+def _many(shape: tuple[int, ...], axis: int | None, batch: int) -> tuple[int, ...]:
+    """The shape of a batch, from that of one sample."""
+    return shape if axis is None else (*shape[:axis], shape[axis] * batch, *shape[axis + 1 :])
+
+
+def available() -> int:
+    """The memory in bytes that a process can get without swapping, 0 where the system does not tell."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def _run(data: bytes, seconds: float) -> tuple[list[str], int | None]:
+    """What the child wrote, line by line, and its exit code, None when it was stopped."""
+    try:
+        ran = subprocess.run([sys.executable, "-P", CHILD], input=data, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        return (error.stdout or b"").decode(errors="replace").splitlines(), None
+    return ran.stdout.decode(errors="replace").splitlines(), ran.returncode
+
+
+def _named(code: int) -> str:
+    """An exit code in words."""
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+    return f"exit code {code}"
