@@ -2,7 +2,8 @@
 
 Reads one pickled mapping from stdin: ``model`` (bytes, or the path of a file), ``feed`` (one sample by input name), ``axes`` (the axis of
 the batch by input, None for none), ``batch`` (samples of a batch), ``memory`` (bytes it may take, 0 for any) and ``threads``. Writes a
-line when it has begun, when the session is there, when the sample and, where its memory asks for it, the batch has run, and one for an error.
+line when it has begun, when the session is there, when the sample and, where its memory asks for it, the batch has run, and one for an
+error.
 
 It imports onnxruntime and not the rest of the package, which would take longer than the run.
 """
