@@ -154,7 +154,8 @@ def _curve(
 ) -> Curve | str:
     """The curve of one layer, from the moments of the rows solved on and of those measured on; ``outputs`` gives the outputs' error."""
     assert point.layer is not None
-    if not (_varies(held) and np.isfinite(fit.yy).all()):
+    finite = all(np.isfinite(part).all() for gram in (fit, held) for part in (gram.xx, gram.xy, gram.yy))
+    if not (finite and fit.count and _varies(held)):
         return STILL
     gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]

@@ -25,6 +25,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import affine, geometry, layers
+from onnxprune.graph.gains import largest
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join, join_of
 from onnxprune.graph.points import Point
@@ -38,7 +39,7 @@ from onnxprune.numerics.targets import channel_gains, importance, output_moments
 from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
-from onnxprune.sequential import Outcome, fold, probe_of, repair_point, variance_error, variance_ratio
+from onnxprune.sequential import Outcome, fold, probe_of, repair_point, unrepaired, variance_error, variance_ratio
 from onnxprune.weighing import weigh
 
 ROUNDS = 2
@@ -90,7 +91,10 @@ def reconstruct_in_order(
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
             rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device)
-            outcomes.append(_solve(constants, original, point, shape, join, rows, read[point.dense_tensor], keep, pattern))
+            if isinstance(rows, str):
+                outcomes.append(unrepaired(point, rows))
+            else:
+                outcomes.append(_solve(constants, original, point, shape, join, rows, read[point.dense_tensor], keep, pattern))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -136,6 +140,8 @@ def _solve(
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     fit, held = rows.grams(shape.group)
+    if not all(np.isfinite(part).all() for gram in (fit, held) for part in (gram.x_mean, gram.xx, gram.xy, gram.yy)):
+        return unrepaired(point, "its inputs or outputs overflow float32")
     measure = held if held.count else fit
     repaired = masked * channel_gains(measure, masked)[:, None]
     counts = importance(read, rows.inside(join.low, join.high))
@@ -146,18 +152,25 @@ def _solve(
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
-    if found.error_after >= least:
+    better = found.error_after < least
+    weight = refit(whole, dense, found.mask, found.ridge, found.weight) if better and more else found.weight
+    if not (better and _fits(constants, point, weight, whole)):
         gains = channel_gains(whole, masked)
         weight = masked * gains[:, None]
-        note = (f"channel repair: the solution's held-out error {found.error_after:.3g} is not below {least:.3g}",)
+        if not _fits(constants, point, weight, whole):
+            return unrepaired(point, "no solution fits the type of its weights")
+        why = f"held-out error {found.error_after:.3g} is not below {least:.3g}" if not better else "weights do not fit their type"
+        note = (f"channel repair: the solution's {why}",)
         write_layer(constants, point, shape, weight, whole.shift(weight))
         outcome = _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
         return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
-    weight = refit(whole, dense, found.mask, found.ridge, found.weight) if more else found.weight
     if np.isfinite(join.low) or np.isfinite(join.high):
         for _ in range(ROUNDS):
-            whole = rows.moved(whole, weight, join.low, join.high)
-            weight = refit(whole, dense, found.mask, found.ridge, weight)
+            again = rows.moved(whole, weight, join.low, join.high)
+            other = refit(again, dense, found.mask, found.ridge, weight)
+            if not _fits(constants, point, other, again):
+                break
+            whole, weight = again, other
     write_layer(constants, point, shape, weight, whole.shift(weight))
     return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())
 
@@ -170,6 +183,15 @@ def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDA
     stored = constants.read(point.layer.seen)
     constants.write(point.layer.seen, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))
     affine.write_shift(constants, point, shift)
+
+
+def _fits(constants: Constants, point: Point, weight: NDArray[np.float64], gram: Gram) -> bool:
+    """True when a weight (C, K) behind the BatchNormalization, and the shift that goes with it, are numbers of the layer's type."""
+    assert point.layer is not None
+    gain, _ = normalisation_of(constants, point)
+    inner = np.abs(np.divide(weight, gain[:, None], out=np.zeros_like(weight), where=gain[:, None] != 0))
+    shift = np.abs(gram.shift(weight))
+    return bool(max(inner.max(initial=0), shift.max(initial=0)) <= largest(constants.read(point.layer.seen).dtype))
 
 
 def _outcome(

@@ -95,7 +95,7 @@ def _layer(masked: Masked, number: int, options: Options, outcomes: Sequence[Out
         notes.append(f"weight of {len(layer.uses)} nodes")
     if keep < layer.size and options.repair != "none":
         notes += [f"pruned, not repaired: {use.unrepaired}" for use in layer.uses if use.unrepaired]
-    if outcomes and any(use.norm is not None for use in layer.uses):
+    if any(outcome.point.norm is not None and outcome.rule != "none" for outcome in outcomes):
         notes.append("repaired in its BatchNormalization")
     notes += [note for outcome in outcomes for note in outcome.notes]
     first = outcomes[0] if outcomes else None

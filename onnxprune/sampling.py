@@ -20,6 +20,7 @@ from onnxprune.runtime.grams import Piece, joined, moments, moved_moments, share
 from onnxprune.runtime.rows import gather
 from onnxprune.runtime.session import Device, as_array
 from onnxprune.runtime.stream import Stream
+from onnxprune.sequential import NOTHING
 
 ROWS = 30_000
 """Rows sampled a layer, over all batches: more gain nothing (docs/reconstruction.md)."""
@@ -108,15 +109,17 @@ def sample_rows(
     reference: Stream,
     rng: np.random.Generator,
     device: Device,
-) -> tuple[Rows | RowsThere, Join]:
+) -> tuple[Rows | RowsThere | str, Join]:
     """Walk both streams to a layer and gather the same rows of its input, of the dense output and of the other branch.
 
-    Returns the rows and the join that they are for: without the other branch where its shape is another.
+    Returns the rows, or why there are none, and the join that they are for: without the other branch where its shape is another.
     """
     assert point.use is not None
     name = input_of(model, point)
     given = current.values([name, *([join.other] if join.other else [])], point.use.node)
     wanted = reference.values(list(dict.fromkeys([point.dense_tensor, join.output])))
+    if not all(_paired(shape, ours[name], theirs[point.dense_tensor]) for ours, theirs in zip(given, wanted, strict=True)):
+        return "the values decide which rows it has, and the pruned model has others than the dense one", join
     if join.other is not None and any(
         len({tuple(value.shape()) for value in (ours[join.other], theirs[join.output], theirs[point.dense_tensor])}) > 1
         for ours, theirs in zip(given, wanted, strict=True)
@@ -136,6 +139,8 @@ def sample_rows(
         )
 
     fit = [number for number in range(len(given)) if number not in apart]
+    if not any(len(places[number]) for number in fit):
+        return NOTHING, join
     if GRAPHS[device.kind]:
         return RowsThere([piece(number) for number in fit], [piece(number) for number in sorted(apart)], device), join
     total, filled = sum(map(len, places)), 0
@@ -151,6 +156,12 @@ def sample_rows(
             other[rows] = as_array(part)
         filled = rows.stop
     return Rows(x, z, other, sum(len(places[number]) for number in fit)), join
+
+
+def _paired(shape: Geometry, given: Any, made: Any) -> bool:
+    """True when the input of a layer, in one model, can be that of an output in another: of as many samples and positions."""
+    inside, outside = ([value.shape()[axis] for axis in geometry.last_axis(len(value.shape()), shape)[:-1]] for value in (given, made))
+    return inside[:1] == outside[:1] and len(inside) == len(outside) if shape.kernel else inside == outside
 
 
 def dense_rows(

@@ -24,6 +24,8 @@ from onnxprune.runtime.session import Device
 from onnxprune.runtime.stream import Batch, Groups, Stream, one_pass
 
 Tick = Callable[[], None]
+NOTHING = "no value reaches it on the samples"
+"""Why a layer behind a selection (the boxes that a detector finds) may have no statistics."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def repair_point(
 ) -> tuple[Outcome, list[tuple[int, onnx.NodeProto]]]:
     """Walk the stream to a point and repair it; returns what was done and the nodes to insert once the walk is over."""
     current = fold(stream.advance(probe_of(point, point.tensor, constants)), point)
+    if not (current.count and target.count):
+        return unrepaired(point, NOTHING), []
     node = constants.model.graph.node[point.node]
     if point.kind == "batchnorm" and point.norm is not None:
         gain, shift = affine.normalisation(constants, node, point.norm)
@@ -133,6 +137,11 @@ def repair_point(
         variance_ratio(target, current.affine(gain, shift)),
     )
     return outcome, added
+
+
+def unrepaired(point: Point, reason: str) -> Outcome:
+    """The outcome of a place that stays as the masks left it."""
+    return Outcome(point, "none", None, 0, None, None, (f"pruned, not repaired: {reason}",))
 
 
 def _cut(constants: Constants, point: Point) -> NDArray[np.bool_]:

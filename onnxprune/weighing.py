@@ -110,4 +110,4 @@ def _folded(read: Read | None, point: Point) -> Vector:
     if read is None or read[0] not in (0, point.axis) or len(read[1]) % point.channels:
         return even
     values = read[1].reshape(point.channels, -1).sum(1) if point.axis == 1 else read[1].reshape(-1, point.channels).sum(0)
-    return values / values.mean() if values.mean() > 0 else even
+    return values / values.mean() if np.isfinite(values).all() and values.min() >= 0 and values.mean() > 0 else even

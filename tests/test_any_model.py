@@ -3,10 +3,12 @@
 import numpy as np
 import onnx
 import pytest
+import zoo_strange
 from models import build, node, parse, rand
 from onnx import TensorProto, helper, numpy_helper
 from product import every_way, outputs, pruned, values
 
+from onnxprune import prune
 from onnxprune.graph import layers
 
 RNG = np.random.default_rng(0)
@@ -456,3 +458,30 @@ def test_a_gain_that_float16_cannot_hold_is_cut():
     samples = (rows(4) * 1e-3).astype(np.float16)
     result = pruned(model, {"x": samples}, repair="channel", sparsity=0.75)
     assert np.isfinite(values(result.model, "w")).all()
+
+
+def test_a_solution_that_float16_cannot_hold_is_not_written():
+    """Small inputs, and weights at the end of their type: solved again, or scaled, they would be over 65,504."""
+    rng = np.random.default_rng(0)
+    w1, w2 = (rng.normal(size=(8, 12)) * 1e-5).astype(np.float16), (rng.normal(size=(12, 5)) * 6e4).clip(-65000, 65000).astype(np.float16)
+    nodes = [node("MatMul", ["x", "w1"], ["a"], name="one"), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "w2"], ["y"], name="two")]
+    model = build(nodes, {"w1": w1, "w2": w2}, {"x": ["N", 8]}, ["y"], elem_type=TensorProto.FLOAT16)
+    result = pruned(model, {"x": rows(8).astype(np.float16)}, repair="reconstruct")
+    assert np.isfinite(values(result.model, "w2")).all()
+    assert "pruned, not repaired: no solution fits the type of its weights" in result.report.layers[1].notes
+
+
+@pytest.mark.parametrize("options", [{}, {"repair": "reconstruct"}, {"repair": "reconstruct", "alloc": "error"}], ids=str)
+def test_a_layer_that_no_value_reaches_says_so(options):
+    made = zoo_strange.boxes(1e9)
+    result = prune(made.model, dict(made.samples), sparsity=0.5, **options)
+    first, second = result.report.layers
+    assert first.repair in ("channel", "reconstruct")
+    assert second.repair == "none" and "pruned, not repaired: no value reaches it on the samples" in second.notes
+
+
+def test_rows_that_the_values_choose_are_not_paired():
+    made = zoo_strange.rows_that_are_not_zero()
+    result = prune(made.model, dict(made.samples), sparsity=0.5, repair="reconstruct")
+    (note,) = [note for note in result.report.layers[1].notes if "not repaired" in note]
+    assert note == "pruned, not repaired: the values decide which rows it has, and the pruned model has others than the dense one"

@@ -10,13 +10,17 @@ import onnx
 import pytest
 import zoo_exports  # noqa: F401 - enters its subjects
 import zoo_odd  # noqa: F401
+import zoo_strange  # noqa: F401
 from invariants import check, check_identity, data, loaded, run, unmatched
 from onnx import TensorProto, external_data_helper, helper
 from zoo import SUBJECTS, Subject, convnet, image, mlp, row
 
-from onnxprune import OnnxpruneError, Result, prune
+from onnxprune import OnnxpruneError, Options, Result, prune
+from onnxprune.drawing import draw
+from onnxprune.graph.inlining import inlined
 from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.options import REPAIRS
+from onnxprune.pipeline import tried
 
 # Every subject meets every repair, and over the repairs every allocation and several sparsities.
 PLANS = [
@@ -33,7 +37,8 @@ MORE = [
 
 
 def go(made: Subject, **options: Any) -> Result:
-    return prune(made.model, dict(made.samples), batch_size=made.batch, **{**made.options, **options})
+    """A run without a trial, which one test below makes once for every subject."""
+    return prune(made.model, dict(made.samples), batch_size=made.batch, **{"trial_seconds": 0, **made.options, **options})
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan["repair"]))
@@ -72,6 +77,15 @@ def test_a_channel_repair_gives_the_variances_back(name: str) -> None:
     made = SUBJECTS[name]()
     result = go(made, sparsity=0.5, repair="channel", holdout=0)
     assert unmatched(made.model, result, made.samples, made.batch) == []
+
+
+@pytest.mark.slow
+def test_every_subject_passes_its_trial() -> None:
+    """Those that are out of the ordinary, that is; the others run none."""
+    for build in SUBJECTS.values():
+        made = build()
+        taken = draw(dict(made.samples), inlined(made.model), Options(sparsity=0.5, batch_size=made.batch), holdout=0.2)
+        tried(inlined(made.model), taken, Options(sparsity=0.5, trial_seconds=60))
 
 
 # ---- what is left dense unless it is asked for

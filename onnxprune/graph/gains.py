@@ -81,14 +81,14 @@ def scale_weight(constants: Constants, layer: Layer, use: Use, gain: Vector) -> 
 
 def highest(weight: NDArray[Any], use: Use) -> Vector:
     """The largest gain per channel that keeps the weights within their type, float64 (C,)."""
-    largest = np.zeros(use.channels)
-    np.maximum.at(largest, channel_of(use, weight.shape), np.abs(weight.astype(np.float64)))
+    most = np.zeros(use.channels)
+    np.maximum.at(most, channel_of(use, weight.shape), np.abs(weight.astype(np.float64)))
     with np.errstate(over="ignore"):
-        limits: Vector = np.divide(_top(weight.dtype), largest, out=np.full(use.channels, np.inf), where=largest > 0)
+        limits: Vector = np.divide(largest(weight.dtype), most, out=np.full(use.channels, np.inf), where=most > 0)
     return limits
 
 
-def _top(dtype: np.dtype[Any]) -> float:
+def largest(dtype: np.dtype[Any]) -> float:
     """The largest finite number of a float type."""
     try:
         return float(np.finfo(dtype).max)

@@ -37,7 +37,7 @@ class Probe:
         """How many numbers of one channel a group has, from the tensor's shape."""
         if self.axis == -2:
             return shape[-1]
-        return math.prod(shape) // (self.channels * (shape[0] if self.axis == 1 else 1))
+        return math.prod(shape) // max(self.channels * (shape[0] if self.axis == 1 else 1), 1)
 
 
 def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
@@ -66,7 +66,7 @@ def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
         source = node("Cast", source, to=kind)
     rows, axis = source, -1
     if probe.axis == 1:
-        rows = node("Reshape", source, numbers("dims", 0, probe.channels, -1))
+        rows, axis = node("Flatten", source, axis=2), 1  # (samples * channels, positions): a Reshape to -1 takes no empty tensor
     elif probe.axis == -1:
         rows, axis = node("Reshape", source, numbers("dims", 1, -1, probe.channels)), 1
     centre = reduce("ReduceMean", rows, axis, 1)

@@ -56,16 +56,17 @@ class Gram:
         x_mean = x.mean(0, dtype=np.float64) if rows else np.zeros(width)
         y_mean = y.mean(0, dtype=np.float64) if rows else np.zeros(C)
         xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
-        for at in range(0, rows, ROWS):
-            a, b = x[at : at + ROWS] - x_mean.astype(x.dtype), y[at : at + ROWS] - y_mean.astype(y.dtype)
-            yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
-            if groups == 1:
-                xx[0] += a.T @ a
-                xy[0] += a.T @ b
-            else:
-                left = np.ascontiguousarray(a.reshape(-1, groups, K).transpose(1, 2, 0))
-                xx += left @ left.transpose(0, 2, 1)
-                xy += left @ b.reshape(-1, groups, C // groups).transpose(1, 0, 2)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
+            for at in range(0, rows, ROWS):
+                a, b = x[at : at + ROWS] - x_mean.astype(x.dtype), y[at : at + ROWS] - y_mean.astype(y.dtype)
+                yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
+                if groups == 1:
+                    xx[0] += a.T @ a
+                    xy[0] += a.T @ b
+                else:
+                    left = np.ascontiguousarray(a.reshape(-1, groups, K).transpose(1, 2, 0))
+                    xx += left @ left.transpose(0, 2, 1)
+                    xy += left @ b.reshape(-1, groups, C // groups).transpose(1, 0, 2)
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
     def merge(self, other: Self, *, overwrite: bool = False) -> Self:
