@@ -165,3 +165,18 @@ def a_function_with_a_default() -> Subject:
       [mm2] o = MatMul (b, v)
     }"""
     return Subject(net(body, {"w1": (8, 12), "w2": (12, 5)}, others=', "local" : 1'), row(), 2, unrepaired=2)
+
+
+@subject
+def a_function_of_another_opset() -> Subject:
+    """Its operators are the same in both, so that its calls can be written out."""
+    body = """
+    g (float[N,8] x) => (float[N,5] y) { [f] y = local.f (x, w1, b1, w2) }
+    <domain: "local", opset_import: ["" : 15]>
+    f (i, w, s, v) => (o) {
+      [mm1] a = MatMul (i, w)
+      [add] b = Add (a, s)
+      [relu] c = Relu (b)
+      [mm2] o = MatMul (c, v)
+    }"""
+    return Subject(net(body, {"w1": (8, 12), "b1": (12,), "w2": (12, 5)}, others=', "local" : 1'), row(), 2, unrepaired=1)

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import defs, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.walk import label, named_bodies, scopes
+from onnxprune.graph.walk import CORE, label, named_bodies, opset_of, scopes
 
 SHARED = "onnxprune shared:"
 MAIN = "onnxprune main:"
@@ -42,10 +42,29 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor.doc_string = f"{SHARED}{key}"
         for node in function.node:
             node.doc_string = f"{CALLED}{function.name}"
+        _raise_opset(function, opset_of(model))
     try:
         return onnx.inliner.inline_local_functions(marked)
     except Exception as error:  # the inliner is C++ and raises what it likes
         raise ModelError(f"the local functions cannot be written out: {' '.join(str(error).split())[:200]}") from error
+
+
+def _raise_opset(function: onnx.FunctionProto, version: int) -> None:
+    """Give a function the model's opset where none of its operators differs between the two: the inliner takes no other."""
+    own = next((entry for entry in function.opset_import if entry.domain in CORE), None)
+    if own is None or own.version == version:
+        return
+    todo, used = list(function.node), set[str]()
+    while todo:
+        node = todo.pop()
+        used.update([node.op_type] if node.domain in CORE else [])
+        todo.extend(inner for _, body in named_bodies(node) for inner in body.node)
+    try:
+        same = all(defs.get_schema(op, own.version).since_version == defs.get_schema(op, version).since_version for op in used)
+    except Exception:  # an operator that one of the two does not have
+        return
+    if same:
+        own.version = version
 
 
 def called_from(node: onnx.NodeProto) -> str:
