@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import ModelError
 from onnxprune.feeding import Axes
 from onnxprune.graph import affine, geometry, layers
+from onnxprune.graph.complete import size_of as bytes_of
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
@@ -88,7 +89,7 @@ def measure(
     Raises:
         ModelError: the model is too large to be cut into stages.
     """
-    if dense.ByteSize() > MAX_PROTO:
+    if bytes_of(dense) > MAX_PROTO:
         raise ModelError(f"--alloc {options.alloc} measures the layers in stages, which are limited to 2 GiB; choose another --alloc")
     fixed = fixed_sparsity(found.found.layers, found.chosen, options)
     free = [layer.weight for number, layer in enumerate(found.found.layers) if found.chosen[number] and number not in fixed]

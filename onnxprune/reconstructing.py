@@ -188,7 +188,7 @@ def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDA
 def _fits(constants: Constants, point: Point, weight: NDArray[np.float64], gram: Gram) -> bool:
     """True when a weight (C, K) behind the BatchNormalization, and the shift that goes with it, are numbers of the layer's type."""
     assert point.layer is not None
-    gain, _ = normalisation_of(constants, point)
+    gain, _ = affine.folded(constants, point)
     inner = np.abs(np.divide(weight, gain[:, None], out=np.zeros_like(weight), where=gain[:, None] != 0))
     shift = np.abs(gram.shift(weight))
     return bool(max(inner.max(initial=0), shift.max(initial=0)) <= largest(constants.read(point.layer.seen).dtype))

@@ -82,3 +82,24 @@ def test_time_before_batch_is_the_batch_before_time():
     assert [report.calibration.available for report in reports] == [20, 20]
     assert [entry.kept for entry in reports[0].layers] == [entry.kept for entry in reports[1].layers]
     assert reports[0].agreement.score == pytest.approx(reports[1].agreement.score, abs=0.02)
+
+
+def time_first(length=None):
+    """x (time, batch, 4) -> MatMul, Relu, MatMul."""
+    w, v = (RNG.normal(size=shape).astype(np.float32) for shape in ((4, 6), (6, 3)))
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Relu", ["m"], ["r"]), node("MatMul", ["r", "v"], ["y"])]
+    return build(nodes, {"w": w, "v": v}, {"x": [length, "N", 4]}, ["y"])
+
+
+def test_a_file_laid_out_as_the_model_is_told_where_files_have_their_samples(tmp_path):
+    np.save(tmp_path / "x.npy", RNG.normal(size=(5, 20, 4)).astype(np.float32))
+    words = r"samples have shape \(20, 4\), model input 'x' takes \(5, 4\) \(its batch is on axis 1; files have their samples on axis 0"
+    with pytest.raises(CalibrationError, match=words):
+        onnxprune.prune(time_first(5), tmp_path / "x.npy", sparsity=0.5, device="cpu")
+
+
+def test_where_both_would_fit_a_note_says_how_files_were_read(tmp_path):
+    np.save(tmp_path / "x.npy", RNG.normal(size=(20, 5, 4)).astype(np.float32))
+    report = onnxprune.prune(time_first(), tmp_path / "x.npy", sparsity=0.5, device="cpu").report
+    assert report.calibration.available == 20
+    assert "model input 'x' has its batch on axis 1; the array files were read with their samples on axis 0" in report.notes

@@ -184,6 +184,13 @@ def test_an_input_that_is_a_sequence_is_refused() -> None:
     assert "'x'" in refused(model, row())
 
 
+def test_an_input_of_strings_is_refused() -> None:
+    model = mlp()
+    model.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, ["N"]))
+    assert "'words' takes strings" in refused(model, row())
+    assert len(prune(model, sparsity=0.5, repair="none").report.layers) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", MORE, ids=lambda plan: "-".join(map(str, plan.values())))
 @pytest.mark.parametrize("name", SUBJECTS)

@@ -6,8 +6,13 @@ import math
 import re
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import TensorProto
 
+from onnxprune.graph.walk import stored
+
+PROTO_LIMIT = 2**31 - 1
+"""The most bytes of a message that protobuf writes."""
 ELEMENTS_MAX = 2**48
 """No tensor has more values than this, with empty dimensions counted as one; what is beyond is damage."""
 
@@ -57,6 +62,17 @@ def nbytes(tensor: TensorProto) -> int:
     if bits < 8:
         return -(-size * bits // 8)
     return size * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def size_of(model: onnx.ModelProto) -> int:
+    """The bytes of a model in one piece; over `PROTO_LIMIT`, where protobuf raises an error instead, those of its values."""
+    held = sum(nbytes(tensor) for tensor in stored(model) if tensor.HasField("raw_data"))
+    if held > PROTO_LIMIT:
+        return held
+    try:
+        return int(model.ByteSize())
+    except EncodeError:  # close to the limit, or values in other fields
+        return PROTO_LIMIT + 1
 
 
 def _bits(data_type: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import ModelError, OnnxpruneError
-from onnxprune.graph.external import PROTO_LIMIT
+from onnxprune.graph.complete import PROTO_LIMIT, size_of
 
 
 def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
@@ -22,7 +22,7 @@ def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
     It takes about 7 ms a MB.
     """
     if isinstance(model, onnx.ModelProto):
-        if model.ByteSize() > PROTO_LIMIT:
+        if size_of(model) > PROTO_LIMIT:
             return ""
         try:
             model = model.SerializeToString()

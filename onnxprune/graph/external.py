@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import onnx
 from onnx.external_data_helper import uses_external_data
 
+from onnxprune.graph.complete import PROTO_LIMIT, nbytes, size_of
+
 # Tensors below this size stay inside the model file when external data is written, as onnx.save does.
 EXTERNAL_MIN = 1024
-PROTO_LIMIT = 2**31 - 1
 
 
 def _location(tensor: onnx.TensorProto) -> list[onnx.StringStringEntryProto]:
@@ -25,12 +26,12 @@ def groups_of(model: onnx.ModelProto, places: Mapping[str, str]) -> list[list[in
         tensor = model.graph.initializer[number]
         name = tensor.name
         # ONNX Runtime must see a Reshape's shape while it loads the model, and cannot see it in another file.
-        if name in places and not (tensor.data_type == onnx.TensorProto.INT64 and len(tensor.raw_data) < EXTERNAL_MIN):
+        if name in places and not (tensor.data_type == onnx.TensorProto.INT64 and nbytes(tensor) < EXTERNAL_MIN):
             groups.setdefault(places[name], []).append(number)
-    inside = model.ByteSize() - sum(len(model.graph.initializer[number].raw_data) for group in groups.values() for number in group)
+    inside = size_of(model) - sum(nbytes(model.graph.initializer[number]) for group in groups.values() for number in group)
     if groups and inside < PROTO_LIMIT:
         return list(groups.values())
-    large = [number for number in raw if len(model.graph.initializer[number].raw_data) >= EXTERNAL_MIN]
+    large = [number for number in raw if nbytes(model.graph.initializer[number]) >= EXTERNAL_MIN]
     return [large] if large else []
 
 

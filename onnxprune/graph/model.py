@@ -17,8 +17,7 @@ from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import beside
-from onnxprune.graph import external as external_data
-from onnxprune.graph.complete import fault
+from onnxprune.graph.complete import PROTO_LIMIT, fault, size_of
 from onnxprune.graph.doubt import doubt_of
 from onnxprune.graph.external import groups_of, places_of
 from onnxprune.graph.sparse import densify
@@ -138,7 +137,7 @@ def save(
     Raises:
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    external = external or model.ByteSize() > external_data.PROTO_LIMIT
+    external = external or size_of(model) > PROTO_LIMIT
     old_data = own_data_files(path)
     written: tuple[Path, ...] = (path,)
     groups = groups_of(model, places or {}) if external else []

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.complete import fault, nbytes
-from onnxprune.graph.external import EXTERNAL_MIN, PROTO_LIMIT
+from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes
+from onnxprune.graph.external import EXTERNAL_MIN
 
 TYPES = (
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,

@@ -24,6 +24,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
+from onnxprune.graph.complete import size_of
 from onnxprune.graph.model import save
 
 CPU = "CPUExecutionProvider"
@@ -154,7 +155,7 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False, tur
 @contextlib.contextmanager
 def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
     """A session of a model in memory; one over protobuf's limit goes through a temporary file with external data."""
-    if model.ByteSize() < MAX_PROTO:
+    if size_of(model) < MAX_PROTO:
         yield open_session(model.SerializeToString(), device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:

@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.complete import size_of
 from onnxprune.graph.model import save
 from onnxprune.graph.plain import unusual
 from onnxprune.runtime.session import MAX_PROTO
@@ -51,7 +52,7 @@ def try_first(
     if not why:
         return
     memory = available()
-    size = model.ByteSize()
+    size = size_of(model)
     patience = seconds + (size + sum(value.nbytes for value in sample.values()) * max(batch, 1)) / RATE
     with contextlib.ExitStack() as stack:
         told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "memory": memory, "threads": 0}

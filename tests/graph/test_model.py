@@ -12,8 +12,10 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import complete
 from onnxprune.graph import external as external_data
 from onnxprune.graph import model as files
+from onnxprune.graph.complete import size_of
 from onnxprune.graph.model import Loaded, check_complete, files_of, load, save
 from onnxprune.graph.whole import check_writable
 
@@ -354,8 +356,22 @@ def test_check_writable_leaves_nothing(tmp_path):
 
 
 def test_a_model_over_protobufs_limit_becomes_external(tmp_path, monkeypatch):
-    monkeypatch.setattr(external_data, "PROTO_LIMIT", 4096)
+    for module in (complete, external_data, files):
+        monkeypatch.setattr(module, "PROTO_LIMIT", 4096)
     assert len(save(net(), tmp_path / "net.onnx", external=False)) == 2
+
+
+def test_the_size_of_a_model():
+    model = net()
+    assert size_of(model) == len(model.SerializeToString())
+
+
+def test_the_size_of_a_model_that_protobuf_cannot_write(monkeypatch):
+    """Its own ByteSize raises an error then; the values alone tell that it is too large."""
+    model = net()
+    values = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    monkeypatch.setattr(complete, "PROTO_LIMIT", values - 1)
+    assert size_of(model) == values
 
 
 def test_data_of_several_files_stays_in_several_files(tmp_path):
