@@ -1,4 +1,4 @@
-"""docs/zoo.md: the table of what is supported, from the zoo of the tests, and what the runs over real files brought."""
+"""docs/zoo.md: what the runs over real files brought."""
 
 from __future__ import annotations
 
@@ -9,31 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import zoo_exports  # noqa: F401 - enters its subjects
-import zoo_odd  # noqa: F401
-from zoo import SUBJECTS
 
-from onnxprune import OnnxpruneError, prune
-
-SECTIONS = {
-    "initializer": "Where a weight lives",
-    "conv_1d": "Layers",
-    "batch_norm": "Normalisations",
-    "several_inputs_and_outputs": "Graphs",
-    "yolo_like": "As exporters and converters write them",
-    "behind_quantize_and_dequantize": "Odd but legal",
-}
-"""The first subject of each section of the table."""
-REFUSED = (
-    ("an operator of a domain that the runtime cannot load", "test_an_operator_that_the_runtime_lacks_is_named", "masks alone go through"),
-    ("an IR version or an opset newer than the runtime's", "test_an_ir_version_from_the_future_is_refused", ""),
-    (
-        "two nodes of one name",
-        "test_two_nodes_of_one_name_are_the_runtimes_to_refuse",
-        "ONNX Runtime takes no such model; masks alone go through",
-    ),
-    ("an input that is a sequence or a map", "test_an_input_that_is_a_sequence_is_refused", "it cannot be fed from files"),
-)
 RUNS = [(alloc, sparsity) for alloc in ("erk", "lamp") for sparsity in (0.5, 0.9)]
 
 
@@ -42,14 +18,13 @@ def page(results: Mapping[str, Mapping[str, Any]], wheels: Sequence[str]) -> str
     versions = f"numpy {np.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
     return "\n".join(
         [
-            "# What goes through",
+            "# Real files",
             "",
             "    make zoo",
             "",
             f"writes this page ({versions}, one core).",
             "",
-            *support(),
-            "## Real files",
+            "[models.md](models.md) is the table of what is supported.",
             "",
             "ONNX files out of wheels (downloaded, not installed) and exports from torch by both of its exporters are pruned with 64",
             "samples each, a quarter of them held out. Every result is checked: it loads, passes the checker, has the same signature, the",
@@ -63,38 +38,6 @@ def page(results: Mapping[str, Mapping[str, Any]], wheels: Sequence[str]) -> str
             *failed(results),
         ]
     )
-
-
-def support() -> Iterator[str]:
-    """A row for every subject of the tests' zoo, as prune() with --sparsity 0.5 --repair channel sees it."""
-    yield "## The table"
-    yield ""
-    yield "Each row is a small model in `tests/zoo*.py`. `tests/test_zoo.py` runs each with every repair, every allocation and several"
-    yield "sparsities and checks the result; `pytest tests/test_zoo.py -k ROW` runs one. Pruned and repaired count layers; the numbers are"
-    yield "those of `--sparsity 0.5 --repair channel`. A layer that is pruned and not repaired has its reason in the last column."
-    for name, build in SUBJECTS.items():
-        if name in SECTIONS:
-            yield from (
-                "",
-                f"### {SECTIONS[name]}",
-                "",
-                "| row | pruned | repaired | norms repaired | left as it is, and why |",
-                "|---|---:|---:|---:|---|",
-            )
-        made = build()
-        try:
-            report = prune(made.model, dict(made.samples), sparsity=0.5, repair="channel", batch_size=made.batch).report
-        except OnnxpruneError as error:
-            yield f"| {name} | | | | refused: {error} |"
-            continue
-        layers = [entry for entry in report.layers if entry.pruned]
-        repaired = sum(entry.repair != "none" or entry.kept == entry.weights for entry in layers)
-        reasons = [entry.reason for entry in report.skipped]
-        reasons += [note for entry in layers if entry.repair == "none" for note in entry.notes if note.startswith("pruned, not repaired")]
-        yield f"| {name} | {len(layers)} | {repaired} | {len(report.norms)} | {told(reasons)} |"
-    yield from ("", "Refused with one line:", "", "| what | test in tests/test_zoo.py | |", "|---|---|---|")
-    yield from (f"| {what} | {test} | {more} |" for what, test, more in REFUSED)
-    yield ""
 
 
 def told(reasons: Sequence[str]) -> str:
