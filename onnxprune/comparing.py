@@ -20,7 +20,7 @@ from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.tensors import Constants
-from onnxprune.judging import Outputs, collect, compare_outputs, size_of
+from onnxprune.judging import Outputs, collect, compare_outputs, size_of, unknown
 from onnxprune.numerics.agreement import accuracy
 from onnxprune.options import Options
 from onnxprune.pipeline import device_of, proof, tried
@@ -143,7 +143,7 @@ def _compare(
         dense_sparsity=_sparsity([(entry.weights, entry.dense) for entry in densities if entry.pruned is not None]),
         pruned_sparsity=_sparsity([(entry.weights, entry.pruned) for entry in densities if entry.pruned is not None]),
         layers=tuple(densities),
-        notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes),
+        notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes, *unknown(outputs[0])),
     )
 
 

@@ -82,22 +82,46 @@ def paired(values: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], ND
 
 def compare_outputs(dense: Outputs, other: Outputs) -> tuple[OutputAgreement, ...]:
     """The agreement of every output. Where the values decide the shape (a detector's boxes), all of an output is one sample;
-    an output in which the dense model gives no number is left out.
+    an output in which the dense model gives no number is left out, and so is what is NaN or infinite in one (masked scores).
 
     Raises:
-        RuntimeFailure: the dense model itself gives NaN or infinity, so nothing can be compared.
+        RuntimeFailure: the dense model gives nothing but NaN or infinity, so nothing can be compared.
     """
     entries = []
+    blank = ""
     for name, values in dense.items():
-        if not np.isfinite(values.astype(np.float64)).all():
-            raise RuntimeFailure(f"output {name!r} of the dense model has NaN or infinity on the calibration samples")
-        theirs = other[name]
         if not values.size:
             continue
-        values, theirs = paired(values, theirs)
+        values, theirs = _known(*paired(values, other[name]))
+        if not values.size:
+            blank = blank or name
+            continue
         found: Agreement = agreement(values, theirs)
         entries.append(OutputAgreement(name, found.samples, found.top1, found.kl, found.cosine, found.sqnr_db))
+    if blank and not entries:
+        raise RuntimeFailure(f"output {blank!r} of the dense model has NaN or infinity alone on the calibration samples")
     return tuple(entries)
+
+
+def _known(values: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two outputs without what is NaN or infinite in the first: there both have its smallest number; samples without one are left out."""
+    finite = np.isfinite(values.astype(np.float64))
+    if finite.all():
+        return values, theirs
+    rows = finite.reshape(len(values), -1).any(axis=1)
+    finite, values, theirs = finite[rows], values[rows], theirs[rows]
+    low = values[finite].min() if len(values) else 0
+    return np.where(finite, values, low), np.where(finite, theirs, low)
+
+
+def unknown(dense: Outputs | None) -> list[str]:
+    """Notes on the outputs in which the dense model gives NaN or infinity."""
+    notes = []
+    for name, values in (dense or {}).items():
+        count = int((~np.isfinite(values.astype(np.float64))).sum())
+        if count:
+            notes.append(f"output {name!r}: {count} of {values.size} numbers of the dense model are NaN or infinite and are not compared")
+    return notes
 
 
 def judge(dense: Outputs, masked: Outputs, repaired: Outputs) -> AgreementReport | None:

@@ -23,7 +23,7 @@ from onnxprune.graph import model as files
 from onnxprune.graph import sparse
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
-from onnxprune.judging import judge
+from onnxprune.judging import judge, unknown
 from onnxprune.masking import allocations, decide, masked
 from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
@@ -175,6 +175,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     agreement: AgreementReport | None = None
     taken.refuse_changes()
     if first is not None and done.outputs is not None:
+        notes += unknown(first)
         before = alone or done.outputs
         if choice is None:
             agreement = judge(first, before, done.outputs)

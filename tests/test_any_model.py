@@ -8,7 +8,7 @@ from models import build, node, parse, rand
 from onnx import TensorProto, helper, numpy_helper
 from product import every_way, outputs, pruned, values
 
-from onnxprune import prune
+from onnxprune import OnnxpruneError, prune
 from onnxprune.graph import layers
 
 RNG = np.random.default_rng(0)
@@ -504,3 +504,25 @@ def test_a_function_whose_operators_are_others_in_the_models_opset():
     assert [entry.name for entry in result.report.layers] == ["head"]
     assert ("inside", "it is inside the local function 'f'") in [(entry.name, entry.reason) for entry in result.report.skipped]
     assert list(result.model.functions) == list(model.functions)
+
+
+def test_what_is_infinite_in_the_dense_outputs_is_not_compared():
+    """One class of five is masked with minus infinity: the agreement is that of the same model without the mask."""
+    made = zoo_strange.scores_that_are_masked()
+    report = prune(made.model, dict(made.samples), sparsity=0.3, holdout=0.5).report
+    assert "output 'y': 12 of 60 numbers of the dense model are NaN or infinite and are not compared" in report.notes
+    first = report.agreement.repaired[0]
+    assert (first.output, report.agreement.measure) == ("y", "top1")
+    assert 0.5 < first.cosine < 1 and np.isfinite([first.kl, first.sqnr_db]).all()
+    model = onnx.ModelProto()
+    model.CopyFrom(made.model)
+    model.graph.initializer[2].raw_data = np.zeros(5, np.float32).tobytes()
+    plain = prune(model, dict(made.samples), sparsity=0.3, holdout=0.5).report.agreement.repaired[0]
+    assert abs(plain.cosine - first.cosine) < 0.2
+
+
+def test_nothing_but_infinity_cannot_be_compared():
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Div", ["a", "nought"], ["y"])]
+    model = build(nodes, {"w": rand(np.random.default_rng(0), 8, 5), "nought": np.zeros(5, np.float32)}, {"x": ["N", 8]}, ["y"])
+    with pytest.raises(OnnxpruneError, match="output 'y' of the dense model has NaN or infinity alone"):
+        prune(model, {"x": rows(8)}, sparsity=0.5)

@@ -180,3 +180,18 @@ def a_function_of_another_opset() -> Subject:
       [mm2] o = MatMul (c, v)
     }"""
     return Subject(net(body, {"w1": (8, 12), "b1": (12,), "w2": (12, 5)}, others=', "local" : 1'), row(), 2, unrepaired=1)
+
+
+@subject
+def scores_that_are_masked() -> Subject:
+    """Minus infinity where a class may not be chosen, and a logarithm of numbers below 0."""
+    body = """
+    g (float[N,8] x) => (float[N,5] y, float[N,5] z) {
+      [mm1] a = MatMul (x, w1)
+      [relu] b = Relu (a)
+      [mm2] c = MatMul (b, w2)
+      [mask] y = Add (c, m)
+      [log] z = Log (c)
+    }"""
+    mask = np.array([0, 0, -np.inf, 0, 0], np.float32)
+    return Subject(net(body, {"w1": (8, 12), "w2": (12, 5), "m": mask}), row(), 2)
