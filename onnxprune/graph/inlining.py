@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.calls import refuse_explosion
 from onnxprune.graph.walk import CORE, label, named_bodies, opset_of, scopes
 
 SHARED = "onnxprune shared:"
@@ -29,10 +30,11 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model without calls of local functions, its nodes and tensors marked; the model itself where it has no function.
 
     Raises:
-        ModelError: the functions call each other in a ring, or a call does not fit its function.
+        ModelError: the functions call each other in a ring, or make too many nodes, or a call does not fit its function.
     """
     if not model.functions:
         return model
+    refuse_explosion(model)
     marked = onnx.ModelProto()
     marked.CopyFrom(model)
     for number, node in enumerate(marked.graph.node):

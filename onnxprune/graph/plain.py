@@ -17,6 +17,8 @@ from onnxprune.graph.walk import CORE, label
 
 LARGE = 2**26
 """Elements a sample that all tensors may have together, without a trial; the real files of docs/zoo.md have 20 thousand to 95 million."""
+MANY = 5_000
+"""More nodes are tried first: ONNX Runtime takes more than its time for long chains (30,000 nodes: a minute and more)."""
 KEPT = 256
 """Stored tensors of more elements are left out of the inference: they are no shapes."""
 _NAMES = """
@@ -36,6 +38,8 @@ VARIADIC = ("Concat", "Max", "Mean", "Min", "Sum")
 
 def unusual(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], batch: int) -> str:
     """Why a model should be tried before it runs here, empty when it need not; ``shapes`` are those of ``batch`` samples, by input."""
+    if len(model.graph.node) > MANY:
+        return f"its {len(model.graph.node):,} nodes"
     for node in model.graph.node:
         if node.op_type not in PLAIN or node.domain not in CORE:
             return f"{node.op_type} {label(node)!r}"

@@ -82,3 +82,9 @@ def test_the_model_is_not_changed_and_its_weights_are_not_copied() -> None:
     outline = plain._outline(model, {"x": (4, 8)})
     assert model.SerializeToString() == before
     assert outline.ByteSize() < len(before)
+
+
+def test_very_many_nodes_are_tried_first() -> None:
+    nodes = [helper.make_node("Relu", [f"a{at}"], [f"a{at + 1}"]) for at in range(plain.MANY + 1)]
+    model = model_of(nodes, {"a0": ("n", 2)}, {f"a{len(nodes)}": ("n", 2)}, {})
+    assert unusual(model, {"a0": (1, 2)}, 1) == "its 5,001 nodes"
