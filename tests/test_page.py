@@ -497,7 +497,7 @@ def probed(page: str, folder: Path, *words: object) -> dict[str, object]:
 def test_a_browser_sorts_filters_and_has_no_sideways_scroll(report: Report, tmp_path: Path) -> None:
     names = ["a" * 120, "b/" * 60, "c" + EVIL]
     layers = [dataclasses.replace(report.layers[0], name=name, kept=kept) for name, kept in zip(names, (10, 2, 30), strict=True)]
-    file = FileReport("models/" + "m" * 200, ("models/" + "m" * 200,), 1000, 500, "ab" * 32)
+    file = FileReport("models/" + "m" * 200, ("models/" + "m" * 200,), 1000, 500, 510, 900, "ab" * 32)
     wide = dataclasses.replace(report, layers=tuple(layers), input=file, output=file)
     page = prune_page(wide, {"lamp": [1, 2, 3]}, "onnxprune " + "x" * 400)
     dom, console = opened(page, tmp_path)  # as it is: the policy lets its own script run
