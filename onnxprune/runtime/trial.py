@@ -10,14 +10,17 @@ that ONNX Runtime reports are left to the run itself, which has the better words
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import onnx
@@ -32,6 +35,8 @@ from onnxprune.runtime.session import MAX_PROTO
 CHILD = Path(__file__).with_name("child.py")
 RATE = 20e6
 """Bytes of a model, or of its samples, for which a second is added to the time."""
+BUSY, WAIT = 0.8, 5
+"""A child is out of time when it has computed for this share of it, or after so many times as long: an honest one may have to wait."""
 NO_MEMORY = re.compile(r"bad.alloc|failed to allocate|out of memory|memoryerror|length_error|vector::", re.IGNORECASE)
 AWAY = "masks alone, --repair none without --calib, need no run"
 
@@ -92,12 +97,33 @@ def available() -> int:
 
 
 def _run(data: bytes, seconds: float) -> tuple[list[str], int | None]:
-    """What the child wrote, line by line, and its exit code, None when it was stopped."""
+    """What the child wrote, line by line, and its exit code, None when it was stopped.
+
+    It is stopped after so many seconds if it computed for most of them; on a machine that others use too it may take `WAIT` times as many.
+    """
+    start, given = time.monotonic(), data or None
+    with subprocess.Popen([sys.executable, "-P", CHILD], stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as child:
+        try:
+            while True:
+                spent = time.monotonic() - start
+                try:
+                    written, _ = child.communicate(given, timeout=max(seconds - spent, 0.2))
+                    return written.decode(errors="replace").splitlines(), child.returncode
+                except subprocess.TimeoutExpired as error:
+                    given, spent = None, time.monotonic() - start
+                    if spent >= seconds and (spent >= WAIT * seconds or _computed(child.pid, spent) >= BUSY * seconds):
+                        return (error.stdout or b"").decode(errors="replace").splitlines(), None
+        finally:
+            child.kill()
+
+
+def _computed(pid: int, spent: float) -> float:
+    """The seconds that a process has computed for, over all of its threads; ``spent`` where the system does not tell."""
     try:
-        ran = subprocess.run([sys.executable, "-P", CHILD], input=data, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired as error:
-        return (error.stdout or b"").decode(errors="replace").splitlines(), None
-    return ran.stdout.decode(errors="replace").splitlines(), ran.returncode
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return spent
 
 
 def _named(code: int) -> str:

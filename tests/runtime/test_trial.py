@@ -83,7 +83,7 @@ def test_an_interpreter_that_cannot_start_a_child_is_no_crash(tmp_path: Path, mo
 def test_a_loop_without_an_end() -> None:
     start = time.perf_counter()
     text = refused(endless(), trial_seconds=0.7)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 10  # WAIT times a second, at most
     assert "did not run within 1 s" in text and "because of Loop 'loop'" in text and "--trial-seconds" in text
 
 
@@ -117,7 +117,7 @@ def test_a_batch_that_has_no_room_names_the_batch_size(monkeypatch: pytest.Monke
 
 
 def test_no_trial_where_the_model_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *given, **told: pytest.fail("a child was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **told: pytest.fail("a child was started"))
     prune(convnet(), image(), sparsity=0.5, batch_size=8)
     prune(SUBJECTS["einsum"]().model, dict(SUBJECTS["einsum"]().samples), sparsity=0.5, trial_seconds=0)
 
@@ -125,8 +125,8 @@ def test_no_trial_where_the_model_is_plain(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unusual_model_passes_and_comes_out_as_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SUBJECTS["inside_loop"]()
     started = []
-    really = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *given, **told: started.append(1) or really(*given, **told))
+    really = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **told: started.append(1) or really(*given, **told))
     tried, plainly = (prune(made.model, dict(made.samples), sparsity=0.5, trial_seconds=seconds) for seconds in (20, 0))
     assert started == [1]
     assert data(tried.model) == data(plainly.model)
@@ -157,6 +157,17 @@ def test_a_model_over_the_limit_of_protobuf_goes_through_a_file(monkeypatch: pyt
     made = SUBJECTS["einsum"]()
     prune(made.model, dict(made.samples), sparsity=0.5)
     assert "because of Loop" in refused(endless(), trial_seconds=0.7)
+
+
+def test_a_child_that_waits_for_others_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds without computing, where it may compute for one; one that never ends is stopped all the same."""
+    monkeypatch.setattr(trial, "CHILD", tmp_path / "child.py")
+    made = SUBJECTS["einsum"]()
+    (tmp_path / "child.py").write_text("import sys, time; sys.stdin.buffer.read(); time.sleep(2); print('sample')")
+    prune(made.model, dict(made.samples), sparsity=0.5, trial_seconds=1)
+    monkeypatch.setattr(trial, "WAIT", 1.5)
+    (tmp_path / "child.py").write_text("import time; time.sleep(60)")
+    assert "did not run within 1 s" in refused(made.model, dict(made.samples), trial_seconds=0.9)
 
 
 def test_a_time_below_0_is_refused() -> None:
