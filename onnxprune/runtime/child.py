@@ -1,9 +1,9 @@
 """Run a model once, in a process of its own: what `onnxprune.runtime.trial` starts, and nothing else imports.
 
 Reads one pickled mapping from stdin: ``model`` (bytes, or the path of a file), ``feed`` (one sample by input name), ``axes`` (the axis of
-the batch by input, None for none), ``batch`` (samples of a batch), ``memory`` (bytes it may take, 0 for any) and ``threads``. Writes a
-line when it has begun, when the session is there, when the sample and, where its memory asks for it, the batch has run, and one for an
-error.
+the batch by input, None for none), ``batch`` (samples of a batch), ``memory`` (bytes it may take, 0 for any), ``seconds`` (after which it
+will be stopped) and ``threads``. Writes a line when it has begun, when the session is there, when the sample and, where its memory asks
+for it, the batch has run, and one for an error.
 
 It imports onnxruntime and not the rest of the package, which would take longer than the run.
 """
@@ -24,13 +24,16 @@ THREAD = 2**27
 """Addresses that a thread takes without using them: its stack and its heap."""
 
 
-def limit(memory: int) -> None:
-    """Let this process have ``memory`` bytes more than it has; no core file if it crashes."""
+def limit(memory: int, seconds: float) -> None:
+    """Let this process have ``memory`` bytes more than it has, and end it if nobody is left to stop it; no core file if it crashes."""
     try:
         import resource
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) * (os.cpu_count() or 1) + 10, hard))
     try:
         with open("/proc/self/statm") as handle:
             held = int(handle.read().split()[0]) * resource.getpagesize()
@@ -53,7 +56,7 @@ def peak() -> int:
 
 def main(told: dict[str, Any]) -> None:
     """The session, the sample and maybe the batch."""
-    limit(told["memory"])
+    limit(told["memory"], told["seconds"])
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = told["threads"]

@@ -60,7 +60,8 @@ def try_first(
     size = size_of(model)
     patience = seconds + (size + sum(value.nbytes for value in sample.values()) * max(batch, 1)) / RATE
     with contextlib.ExitStack() as stack:
-        told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "memory": memory, "threads": 0}
+        told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "threads": 0}
+        told |= {"memory": memory, "seconds": patience}
         if size < MAX_PROTO:
             told["model"] = model.SerializeToString()
         else:
