@@ -40,7 +40,8 @@ from onnxprune.numerics.reconstruct import RIDGE, Gram, ridge_of
 from onnxprune.numerics.targets import channel_gains
 from onnxprune.options import RESIDUAL, Options, fixed_sparsity
 from onnxprune.reconstructing import shape_of, write_layer
-from onnxprune.runtime.session import MAX_PROTO, Device, as_array
+from onnxprune.runtime.session import MAX_PROTO, Device
+from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import dense_rows, input_of
 
@@ -80,6 +81,7 @@ def measure(
     axes: Axes,
     device: Device,
     told: Callable[[int], Callable[[], None]],
+    memory: Memory | None = None,
 ) -> dict[str, Measured]:
     """By a weight's name, the error curve or the residual ratio of its layer, or why it has none; for those that share the common sparsity.
 
@@ -111,7 +113,7 @@ def measure(
     taken = places()
     outputs = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS]
     goals = [name for point, _ in taken for name in (input_of(model, point), point.dense_tensor)]
-    stream = Stream(model, batches(), [*goals, *outputs], device)
+    stream = Stream(model, batches(), [*goals, *outputs], device, memory)
     rng = np.random.default_rng(options.seed)
     counts = [size_of(batch, axes) for batch in batches()]
     judged = max(1, round(len(counts) / JUDGED))
@@ -121,7 +123,7 @@ def measure(
 
     def run() -> Outputs:
         made = stream.finish(outputs, judged) if outputs else []
-        values = ([as_array(value) for value in batch] for batch in made)
+        values = ([value.numpy() for value in batch] for batch in made)
         return stacked(outputs, zip(islice(counts, len(made)), values, strict=True), axes)
 
     def effect() -> float:

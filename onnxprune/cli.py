@@ -17,7 +17,7 @@ from onnxprune.cli_sweep import sweep
 from onnxprune.comparing import compare_files
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.executing import each, executor_of, jobs_for
-from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
+from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, MEMORY, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
 from onnxprune.inspecting import find_in, report_of
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import Options
@@ -61,7 +61,7 @@ def command() -> Decorator:
     help="Share of weights to remove, 0 <= S < 1, or auto: the most that keeps --min-agreement. Needed but with --pattern.",
 )
 @click.option("--pattern", metavar="N:M", help="Keep N of every M weights along the input channels, such as 2:4, in every layer.")
-@with_options(*REPAIR, *ALLOCATION, *SAMPLES, *JUDGE)
+@with_options(*REPAIR, *ALLOCATION, *SAMPLES, *MEMORY, *JUDGE)
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The pruned model; one model only.")
 @click.option("--out-dir", type=FILE, metavar="DIR", help="Folder of the pruned models.  [default: beside each model]")
 @click.option(

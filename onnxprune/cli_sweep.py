@@ -11,7 +11,7 @@ import click
 
 from onnxprune import bars, terminal
 from onnxprune.executing import executor_of, jobs_for
-from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, REPAIR, SAMPLES, grid, to_options, with_options, words
+from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, MEMORY, REPAIR, SAMPLES, grid, to_options, with_options, words
 from onnxprune.options import ALLOCS, REPAIRS
 from onnxprune.regimes import FALLEN, HOLDS
 from onnxprune.resuming import state_of
@@ -48,7 +48,7 @@ from onnxprune.sweeping import Sweep
     metavar="RULE,...",
     help=f"Repairs: {', '.join(REPAIRS)}.",
 )
-@with_options(*REPAIR[1:], *ALLOCATION[1:], *SAMPLES, JUDGE[0])
+@with_options(*REPAIR[1:], *ALLOCATION[1:], *SAMPLES, *MEMORY, JUDGE[0])
 @click.option(
     "--labels",
     type=FILE,

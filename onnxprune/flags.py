@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from onnxprune.memory import in_bytes
 from onnxprune.options import ALLOCS, AUTO, DEFAULT_ALLOC, DEFAULT_REPAIR, REPAIRS, SEARCHED, TRIAL_SECONDS, Options
 from onnxprune.runtime.calibration import Preprocess
 
@@ -76,6 +77,11 @@ def grid(context: click.Context, parameter: click.Parameter, value: str) -> tupl
     return tuple(dict.fromkeys(map(float, found)))
 
 
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """The bytes of a size."""
+    return None if value is None else in_bytes(value)
+
+
 def with_options(*options: Decorator) -> Decorator:
     """A decorator that adds the options, in the order in which --help shows them."""
 
@@ -114,6 +120,10 @@ SAMPLES = (
     click.option("--seed", default=0, show_default=True, metavar="N", help="Draws the samples and the held-out share."),
 )  # fmt: skip
 
+MEMORY = (
+    click.option("--memory", metavar="SIZE", help="Hold at most SIZE, such as 2GB, of the tensors that later layers read in memory, "
+                 "the rest in a temporary file.  [default: half of what is free]"),
+)  # fmt: skip
 REPAIR = (
     click.option("--repair", type=click.Choice([*REPAIRS, AUTO]), default=DEFAULT_REPAIR, show_default=True,
                  help="What is done for the layers after the masks."),

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import Layer
+from onnxprune.memory import in_bytes
 from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.runtime.calibration import Preprocess
 
@@ -36,6 +37,7 @@ class Options:
     ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1. ``pattern`` is "N:M" instead: of every M
     weights along a layer's input channels N stay, and the sparsity follows. "auto" as an allocation, a repair or a sparsity has it chosen.
     ``threads`` bounds what a run computes with on the CPU, 0 for all cores.
+    ``memory`` bounds the live tensors of the repair, in bytes or as a text such as "2GB"; None for half of what is free.
 
     Raises:
         UsageError: a value is out of its range or not one of its choices.
@@ -60,11 +62,14 @@ class Options:
     threads: int = 0
     sparse_initializers: bool = False
     trial_seconds: float = TRIAL_SECONDS
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):  # one pattern, or any sequence of them
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", in_bytes(self.memory))
         if self.n_m is not None:
             n, m = self.n_m
             if self.sparsity != UNSET or self.layer_sparsity:

@@ -25,12 +25,15 @@ from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import judge, unknown
 from onnxprune.masking import allocations, decide, masked
+from onnxprune.memory import budget
 from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, by_error, carried_out, outputs
+from onnxprune.runtime.heap import returned
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
+from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.trial import try_first
 from onnxprune.storing import stored
 
@@ -91,13 +94,15 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         with clock.phase("allocation"):
             dense = inlined(given.model)
             kept = decide(dense, options)
-        taken = None
+        taken, memory = None, None
         if options.measured and calib is not None:
             taken = draw(calib, dense, options, holdout=options.holdout)
             tried(dense, taken, options)
-            kept = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None))
+            memory = Memory(budget(options.memory))
+            kept = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None, memory=memory))
         pruned = masked(dense, kept)
-        return build(pruned, options, [], None, None if taken is None else taken.report, None, clock.seconds, note(given.doubt))
+        used, told = None if taken is None else taken.report, note(given.doubt)
+        return build(pruned, options, [], None, used, None, clock.seconds, told, memory=memory)
 
 
 def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress, *, others: bool = False) -> Result:
@@ -113,7 +118,8 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model)
-    with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
+    blas, heap = threadpool_limits(options.threads or None, "blas"), returned(options.memory is not None)
+    with blas, heap, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
         return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result
 
@@ -159,7 +165,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     with clock.phase("load"):
         tried(dense, taken, options)
     notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
-    tools = Tools(device, taken, clock, progress)
+    tools = Tools(device, taken, clock, progress, memory=Memory(budget(options.memory)))
     if options.measured:
         kept = by_error(dense, kept, options, tools)
     first = outputs(dense, "dense outputs", tools)
@@ -199,8 +205,8 @@ def _result(
     Raises:
         GateError: the agreement with the dense model is below --min-agreement.
     """
-    used, ran = (None, None) if tools is None else (tools.taken.report, tools.device)
-    report = build(done.masked, done.options, done.outcomes, agreement, used, ran, clock.seconds, notes, choice)
+    used, ran, memory = (None, None, None) if tools is None else (tools.taken.report, tools.device, tools.memory)
+    report = build(done.masked, done.options, done.outcomes, agreement, used, ran, clock.seconds, notes, choice, memory)
     _gate(done.options, agreement)
     constants = done.masked.constants
     added = constants.changes.initializers | constants.changes.nodes

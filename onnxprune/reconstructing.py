@@ -37,6 +37,7 @@ from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
 from onnxprune.runtime.session import Device
+from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
 from onnxprune.sequential import Outcome, fold, probe_of, repair_point, unrepaired, variance_error, variance_ratio
@@ -57,6 +58,7 @@ def reconstruct_in_order(
     seed: int,
     device: Device,
     tick: Callable[[], None],
+    memory: Memory | None = None,
 ) -> list[Outcome]:
     """Reconstruct the masked model behind ``constants`` in place, and say what was done at each point.
 
@@ -82,7 +84,8 @@ def reconstruct_in_order(
         else:
             goals.append(point.tensor)
             dense_goals.append(point.dense_tensor)
-    current, reference = Stream(model, batches(), goals, device), Stream(dense, batches(), dense_goals, device)
+    memory = memory or Memory()  # of both
+    current, reference = (Stream(*walk, device, memory) for walk in ((model, batches(), goals), (dense, batches(), dense_goals)))
     places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
     read = weigh(constants, original, places)
     outcomes, added = [], []

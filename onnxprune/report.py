@@ -151,9 +151,7 @@ class FileReport:
 @dataclass(frozen=True)
 class CalibrationReport:
     """The samples a run used: how many were there, how many repaired the model and how many judged it.
-
-    ``mirrored``: the repair had their mirror images too.
-    """
+    ``mirrored``: the repair had their mirror images too."""
 
     paths: tuple[str, ...]
     available: int
@@ -180,9 +178,17 @@ class ChangesReport:
 
 
 @dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of live tensors: the ``budget``, the ``peak`` at once, in memory and in the file, and what was ``spilled`` to the file."""
+
+    budget: int
+    peak: int
+    spilled: int
+
+
+@dataclass(frozen=True)
 class Report:
     """One run. ``weights`` and ``kept`` count the layers that are pruned; ``sparsity`` = 1 - kept / weights.
-
     ``seconds`` is wall time by phase. ``provider`` is the execution provider that really ran, None when nothing did.
     """
 
@@ -204,6 +210,7 @@ class Report:
     changes: ChangesReport
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
+    memory: MemoryReport | None = None
     schema: int = SCHEMA
 
     @property

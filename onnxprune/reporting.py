@@ -21,12 +21,15 @@ from onnxprune.report import (
     ChangesReport,
     ChoiceReport,
     LayerReport,
+    MemoryReport,
     NormReport,
     Report,
     SkippedReport,
 )
 from onnxprune.runtime.session import Device
+from onnxprune.runtime.spilling import Memory
 from onnxprune.sequential import Outcome
+from onnxprune.sizes import readable
 
 
 def build(
@@ -39,6 +42,7 @@ def build(
     seconds: Mapping[str, float],
     notes: Sequence[str],
     choice: ChoiceReport | None = None,
+    memory: Memory | None = None,
 ) -> Report:
     """The report of a run, without its files."""
     by_layer: dict[str, list[Outcome]] = defaultdict(list)
@@ -49,6 +53,8 @@ def build(
     pruned = [entry for entry in layers if entry.pruned]
     weights, kept = sum(entry.weights for entry in pruned), sum(entry.kept for entry in pruned)
     changes = masked.constants.changes
+    live = MemoryReport(int(memory.budget), memory.peak, memory.spilled) if memory is not None and memory.peak else None
+    spilled = [f"{readable(live.spilled)} of live tensors went through a temporary file"] if live is not None and live.spilled else []
     return Report(
         options=dataclasses.asdict(options),
         versions=versions(),
@@ -67,7 +73,8 @@ def build(
         choice=choice,
         changes=ChangesReport(*(tuple(sorted(names)) for names in (changes.values, changes.initializers, changes.nodes, changes.inputs))),
         seconds=dict(seconds),
-        notes=tuple(notes),
+        notes=(*notes, *spilled),
+        memory=live,
     )
 
 

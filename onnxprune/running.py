@@ -23,6 +23,7 @@ from onnxprune.numerics.moments import Moments
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.session import Device, session_of
+from onnxprune.runtime.spilling import Memory
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
 
 
@@ -30,7 +31,7 @@ from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touche
 class Tools:
     """What every pass over the samples needs, and what was found out about the dense model so far.
 
-    ``moments`` has the dense statistics by tensor and axis.
+    ``moments`` has the dense statistics by tensor and axis; ``memory`` bounds the live tensors of all walks together.
     """
 
     device: Device
@@ -38,6 +39,7 @@ class Tools:
     clock: Clock
     progress: Progress
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def by_error(dense: onnx.ModelProto, found: Decided, options: Options, tools: To
     rows = chosen_samples(taken.split.repair, taken.batch_size)
     with tools.clock.phase("error curves"):
         told = partial(ticker, tools.progress, "error curves")
-        curves = measure(dense, found, options, lambda: taken.batches(rows), taken.axes, tools.device, told)
+        curves = measure(dense, found, options, lambda: taken.batches(rows), taken.axes, tools.device, told, tools.memory)
     with tools.clock.phase("allocation"):
         return decide(dense, options, curves)
 
@@ -123,10 +125,9 @@ def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tool
         keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            return reconstruct_in_order(
-                dense, pruned.constants, keep, batches, reached, options.n_m, options.include, options.seed, tools.device, tick
-            )
+            how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory)
+            return reconstruct_in_order(dense, pruned.constants, keep, batches, reached, *how)
     moments = statistics(dense, points, tools)
     with tools.clock.phase("repair"):
         tick = ticker(tools.progress, "repair", len(points))
-        return repair_in_order(pruned.constants, points, moments, options.repair, batches(), tools.device, tick)
+        return repair_in_order(pruned.constants, points, moments, options.repair, batches(), tools.device, tick, tools.memory)

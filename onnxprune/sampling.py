@@ -133,9 +133,9 @@ def sample_rows(
         index = geometry.sources(shape, tuple(ours[name].shape()), tuple(dense.shape()), at)
         axes = geometry.last_axis(len(dense.shape()), shape)
         return (
-            gather(ours[name], geometry.last_axis(len(ours[name].shape()), shape), index, device),
-            gather(dense, axes, at[:, None], device),
-            gather(ours[join.other], axes, at[:, None], device) if join.other is not None else None,
+            gather(ours[name].value(), geometry.last_axis(len(ours[name].shape()), shape), index, device),
+            gather(dense.value(), axes, at[:, None], device),
+            gather(ours[join.other].value(), axes, at[:, None], device) if join.other is not None else None,
         )
 
     fit = [number for number in range(len(given)) if number not in apart]
@@ -179,8 +179,8 @@ def dense_rows(
         given = batch[name]
         at = _places(shape, output, -(-most // len(inputs)), rng)
         index = geometry.sources(shape, tuple(given.shape()), tuple(output.shape()), at)
-        x = gather(given, geometry.last_axis(len(given.shape()), shape), index, device)
-        y = gather(output, geometry.last_axis(len(output.shape()), shape), at[:, None], device)
+        x = gather(given.value(), geometry.last_axis(len(given.shape()), shape), index, device)
+        y = gather(output.value(), geometry.last_axis(len(output.shape()), shape), at[:, None], device)
         rows.append((as_array(x), as_array(y)))
     return rows
 

@@ -21,6 +21,7 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair
 from onnxprune.runtime.session import Device
+from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Groups, Stream, one_pass
 
 Tick = Callable[[], None]
@@ -80,13 +81,14 @@ def repair_in_order(
     batches: Iterable[Batch],
     device: Device,
     tick: Tick,
+    memory: Memory | None = None,
 ) -> list[Outcome]:
     """Repair the model behind ``constants`` in place, point by point, and say what was done at each.
 
     ``rule`` is bn, layer, channel or asr. bn sets the statistics of every BatchNormalization; a layer without one had it folded
     into its weights, where the same recalibration is a channel repair.
     """
-    stream = Stream(constants.model, batches, [point.tensor for point in points], device)
+    stream = Stream(constants.model, batches, [point.tensor for point in points], device, memory)
     added: list[tuple[int, onnx.NodeProto]] = []
     outcomes = []
     for point, target in zip(points, dense, strict=True):

@@ -47,6 +47,7 @@ FIELDS = {
     "`agreement.masked[]` and `agreement.repaired[]`": report.OutputAgreement,
     "`choice`": report.ChoiceReport,
     "`choice.candidates[]`": report.CandidateReport,
+    "`memory`": report.MemoryReport,
     "`changes`": report.ChangesReport,
 }
 

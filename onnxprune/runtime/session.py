@@ -197,7 +197,7 @@ def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: 
 
 def to_device(array: NDArray[Any], device: Device) -> Any:
     """An ``OrtValue`` with the array's values, on the device."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device.kind, device.index)
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device.kind, device.index)
 
 
 def as_array(value: Any) -> NDArray[Any]:

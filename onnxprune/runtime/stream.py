@@ -2,7 +2,8 @@
 
 A Stream keeps, for every batch, the tensors that later stages still read. To advance to a point it runs the nodes between the last
 point and this one, once, with the parameters the model has by now, and gives the statistics of the point's tensor. So repairing a
-model of L layers in order costs one forward pass, not L of them. A tensor is dropped when its last reader has run.
+model of L layers in order costs one forward pass, not L of them. A tensor is dropped when its last reader has run; those beyond the
+memory budget lie in a file (spilling).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.graph import stages
 from onnxprune.graph.probes import Probe
 from onnxprune.runtime.session import Device, as_array, open_session, run_bound, run_session, session_of, to_device
+from onnxprune.runtime.spilling import Live, Memory
 
 Batch = dict[str, NDArray[Any]]
 Groups = tuple[int, NDArray[Any], NDArray[Any]]
@@ -31,15 +33,19 @@ class Stream:
         batches: the calibration batches; read once, at the first ``advance``.
         targets: the tensors that will be asked for; nodes that none of them needs never run.
         device: where the stages run.
+        memory: the budget of the live tensors, which several walks may share; None for all that there is.
     """
 
-    def __init__(self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device, memory: Memory | None = None
+    ) -> None:
         self._model = model
         self._plan = stages.plan(model, targets)
         self._batches = batches
         self._targets = list(targets)
         self._device = device
-        self._live: list[dict[str, Any]] = []
+        self._memory = memory or Memory()
+        self._live: list[dict[str, Live]] = []
         self._repaired: dict[str, stages.Repaired] = {}
         self._stop = 0
         self.stages_run = 0
@@ -50,8 +56,8 @@ class Stream:
         made = self._step(self._plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
         return [read_probe(probe, batch) for batch in made]
 
-    def values(self, tensors: Sequence[str], stop: int = 0) -> list[dict[str, Any]]:
-        """The named tensors as OrtValues on the device, one entry a batch, once the nodes before number ``stop`` have run.
+    def values(self, tensors: Sequence[str], stop: int = 0) -> list[dict[str, Live]]:
+        """The named tensors, one entry a batch, once the nodes before number ``stop`` have run.
 
         They are the announced targets that come next, in their order.
         """
@@ -67,7 +73,10 @@ class Stream:
         self._targets = self._targets[self._targets.index(tensor) + 1 :]
 
     def _step(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe]) -> list[dict[str, Any]]:
-        """Run the nodes up to ``stop``, keep what is still needed, and return the wanted tensors of every batch."""
+        """Run the nodes up to ``stop``, keep what is still needed, and return the wanted tensors of every batch.
+
+        Those of the probes come as arrays of their own: an OrtValue keeps all that came out of its run.
+        """
         # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
         stop = self._stop = max(self._stop, stop)
         after = self._plan.live(stop, self._targets)
@@ -79,7 +88,7 @@ class Stream:
         keep: list[str] = []
         session: Any = None
         results: list[dict[str, Any]] = []
-        for number, live in enumerate(self._incoming() if first else self._live):
+        for live in self._incoming() if first else iter(self._live):
             if names is None:
                 types = self._types(live if first else None)
                 asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
@@ -88,18 +97,21 @@ class Stream:
                 if names:
                     data, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
                     session = open_session(data, self._device, lean=True)
-            made = run_bound(session, {name: live[source] for name, source in inputs.items()}, names, self._device) if names else {}
-            results.append({name: made[name] if name in made else live[name] for name in wanted})
-            kept = {name: value for name, value in live.items() if name in after}
-            kept.update((name, made[name]) for name in keep if name in after and name not in raw)
+            made = self._run(session, live, inputs, names) if names else {}
+            stay = {name: value for name, value in live.items() if name in after or (name in wanted and name not in made)}
             if first:
-                self._live.append(kept)
-            else:
-                self._live[number] = kept
+                stay = {name: self._memory.hold(value.value(), self._device) for name, value in stay.items()}
+                self._live.append({})
+            kept = self._live[len(results)] = {name: value for name, value in stay.items() if name in after}
+            del live  # what is over goes before what is new comes
+            fresh = {**stay, **{name: self._memory.hold(made.pop(name), self._device) for name in keep}}
+            results.append({name: np.array(as_array(made[name])) if name in made else fresh[name] for name in wanted})
+            kept.update((name, fresh[name]) for name in keep if name in after and name not in raw)
+            del stay, fresh
         return results
 
-    def finish(self, outputs: Sequence[str], most: int) -> list[list[Any]]:
-        """Tensors behind the walk for the first ``most`` batches, by the parameters of now, as OrtValues on the device; the walk stays.
+    def finish(self, outputs: Sequence[str], most: int) -> list[list[Live]]:
+        """Tensors behind the walk for the first ``most`` batches, by the parameters of now; the walk stays.
 
         They are targets that were announced and are still to come.
         """
@@ -111,9 +123,14 @@ class Stream:
             session = open_session(data, self._device, lean=True)
         results = []
         for live in self._live[:most]:
-            made = run_bound(session, {name: live[source] for name, source in inputs.items()}, names, self._device) if names else {}
-            results.append([made[name] if name in made else live[name] for name in outputs])
+            made = self._run(session, live, inputs, names) if names else {}
+            fresh = {name: self._memory.hold(made.pop(name), self._device) for name in names}
+            results.append([fresh[name] if name in fresh else live[name] for name in outputs])
         return results
+
+    def _run(self, session: Any, live: dict[str, Live], inputs: dict[str, str], names: Sequence[str]) -> dict[str, Any]:
+        """One batch through a stage, whose inputs are live tensors by name."""
+        return run_bound(session, {name: live[source].value() for name, source in inputs.items()}, names, self._device)
 
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
@@ -122,11 +139,12 @@ class Stream:
         """
         self._repaired[tensor] = stages.Repaired(source or tensor, gain, shift, axis)
 
-    def _incoming(self) -> Iterable[dict[str, Any]]:
+    def _incoming(self) -> Iterator[dict[str, Live]]:
+        passing = Memory()  # most inputs are read once: those that stay are held when that is known
         for batch in self._batches:
-            yield {name: to_device(value, self._device) for name, value in batch.items()}
+            yield {name: passing.hold(to_device(value, self._device), self._device) for name, value in batch.items()}
 
-    def _types(self, first: dict[str, Any] | None) -> dict[str, stages.LiveType]:
+    def _types(self, first: dict[str, Live] | None) -> dict[str, stages.LiveType]:
         """Element type and shape of every live tensor; a dimension that differs between batches is None."""
         if first is not None:  # later batches may be shorter, and their lengths are not known yet
             return {name: (value.element_type(), (None,) * len(value.shape())) for name, value in first.items()}

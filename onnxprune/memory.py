@@ -1,0 +1,72 @@
+"""How much memory a run may fill with live tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from onnxprune.errors import UsageError
+from onnxprune.numerics.elimination import allowed
+
+UNITS = {"": 1, "B": 1}
+for power, letter in enumerate("KMGT", 1):
+    UNITS |= {f"{letter}B": 1000**power, f"{letter}IB": 1024**power}
+UNKNOWN = 2 * 10**9
+"""Bytes taken for free where the system does not tell."""
+ROOT = Path("/")
+
+
+def in_bytes(text: str | int) -> int:
+    """The bytes of a size such as 500MB, 1.5GB or 2GiB; a plain number is bytes.
+
+    Raises:
+        UsageError: it is not of that form, or less than one byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?I?B|)", str(text).strip().upper())
+    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+    if size < 1:
+        raise UsageError(f"--memory {text!r} is not a size above 0, such as 500MB or 2GB")
+    return size
+
+
+def budget(asked: int | None) -> int:
+    """The bytes of live tensors that a run may hold: as asked, else half of what is free.
+
+    A process that may use a part of the cores alone, as one of several side by side, takes such a part of it.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, free() * allowed() // cores // 2)
+
+
+def free(root: Path = ROOT) -> int:
+    """The bytes of memory that are free by /proc/meminfo, or by the limits of the control groups of this process if that is less."""
+    found = []
+    with contextlib.suppress(OSError):
+        told = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+        found += [int(told[1]) * 1024] if told else []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, name = line.split(":", 2)
+            if not kinds:
+                found += _left(root / "sys/fs/cgroup", name, "memory.max", "memory.current")
+            elif "memory" in kinds.split(","):
+                found += _left(root / "sys/fs/cgroup/memory", name, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return max(0, min(found, default=UNKNOWN))
+
+
+def _left(top: Path, name: str, limit: str, usage: str) -> list[int]:
+    """What is left of the limit of a control group and of all above it; pages of files that can be dropped count as free."""
+    found = []
+    group = top / name.lstrip("/")
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):  # no limit, "max", or a group of another namespace
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            dropped = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+            found.append(most - used + (int(dropped[1]) if dropped else 0))
+        if folder == top:
+            break
+    return found
