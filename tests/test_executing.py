@@ -102,6 +102,9 @@ def test_a_process_that_dies_is_one_line_and_rows_are_kept(net: Path, onnxprune:
 def test_ctrl_c_ends_the_processes_and_a_second_run_goes_on(net: Path) -> None:
     words = [sys.executable, "-m", "onnxprune", "sweep", str(net / "net.onnx"), "--calib", str(net / "calib.npy"), "--jobs", "2"]
     words += ["--sparsity", "0.1:0.95:0.01", "--repair", "bn,channel,asr", "--batch-size", "16", "--device", "cpu", "-o", "s.json"]
+    # A job in the background starts with Ctrl-C ignored, which Python leaves so.
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[1:] = {words[3:]!r}; "
+    words = [sys.executable, "-c", code + "from onnxprune.cli import main; main()"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
         while len(known_rows(net / "s.json.rows")) < 3:
             assert child.poll() is None, child.communicate()
