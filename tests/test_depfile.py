@@ -23,7 +23,7 @@ writable = NAMES.filter(lambda name: not UNWRITABLE.search(name))
 def make(folder: Path, goal: str) -> str:
     """What make says and does; no built-in rules."""
     words = ["make", "-r", "-f", "Makefile", "--", goal]
-    done = subprocess.run(words, cwd=folder, env={**os.environ, "MAKEFLAGS": "", "LC_ALL": "C"}, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

@@ -29,7 +29,7 @@ def place(digits: Path, tmp_path: Path) -> Path:
 
 
 def make(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MAKEFLAGS": "", "LC_ALL": "C.UTF-8"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     options = "OPTIONS=--sparsity $(SPARSITY) --samples 40 --holdout 0.5 --min-agreement $(AGREEMENT)"
     tool = f"ONNXPRUNE={sys.executable} -m onnxprune"
     return subprocess.run(
