@@ -1,8 +1,8 @@
 """auto: which allocation, which repair, or which sparsity suits a model, found by running the candidates on it.
 
 Every candidate is pruned and repaired from the samples that repair, and compared with the dense model on half of the held-out ones. The
-best agrees in most classes; of equals the one of the smaller KL is taken. The other half of the held-out samples takes no part in that: on
-it the agreement in the report is measured, which the choice therefore does not flatter.
+best is picked by agreement and, where that cannot tell, by the error of the outputs (picking). The other half of the held-out samples takes
+no part in that: on it the agreement in the report is measured, which the choice therefore does not flatter.
 
 An automatic sparsity is found by bisection over the multiples of `STEP`: the highest at which a candidate reaches the asked agreement. That
 takes agreement to fall as sparsity grows. Where the half that did not choose disagrees with the outcome, the sparsity is lowered step by
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from onnxprune.errors import GateError, OnnxpruneError, UsageError
-from onnxprune.judging import Outputs, compare_outputs, preference, score, scored
+from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
 from onnxprune.options import AUTO, SEARCHED, Options
+from onnxprune.picking import Rated, best, contenders
 from onnxprune.report import CandidateReport, ChoiceReport, OutputAgreement
 from onnxprune.running import Done, Tools, carried_out, decided
 
@@ -70,7 +71,7 @@ class Search:
             error = str(caught)
         entry = CandidateReport(options.alloc, options.repair, options.sparsity, time.perf_counter() - begin, error=error)
         if trial is not None:
-            entry = replace(entry, score=score(trial.found), kl=trial.found.kl, cosine=trial.found.cosine)
+            entry = replace(entry, score=score(trial.found), kl=trial.found.kl, cosine=trial.found.cosine, sqnr_db=trial.found.sqnr_db)
         self.tried.append(entry)
         return trial
 
@@ -87,8 +88,8 @@ def choose(dense: onnx.ModelProto, options: Options, first: Outputs | None, tool
         what = "the model has no float output to compare" if first is not None else "give --holdout above 0"
         raise UsageError(f"{'--' + options.auto[0]} auto compares candidates on held-out samples: {what}")
     search = Search(dense, options, first, tools)
-    best = _highest(search) if options.sparsity == SEARCHED else _best(search, candidates(options, options.sparsity))
-    chosen = (best.done.options.alloc, best.done.options.repair, best.done.options.sparsity)
+    trial = _highest(search) if options.sparsity == SEARCHED else _best(search, candidates(options, options.sparsity))
+    chosen = (trial.done.options.alloc, trial.done.options.repair, trial.done.options.sparsity)
     tried: list[CandidateReport] = []
     for entry in reversed(search.tried):  # at one sparsity a candidate may have been tried twice; the last one counts
         taken = (entry.alloc, entry.repair, entry.sparsity_asked) == chosen and not any(other.chosen for other in tried)
@@ -96,13 +97,13 @@ def choose(dense: onnx.ModelProto, options: Options, first: Outputs | None, tool
     judged = halves(first, first)[1][0]
     report = ChoiceReport(
         asked=options.auto,
-        samples=best.found.samples,
+        samples=trial.found.samples,
         judged=scored(compare_outputs(judged, judged)).samples,
         split=splits(first),
         resolution=STEP if options.sparsity == SEARCHED else None,
         candidates=tuple(reversed(tried)),
     )
-    return best.done, report
+    return trial.done, report
 
 
 def candidates(options: Options, sparsity: float) -> list[Options]:
@@ -127,18 +128,20 @@ def halves(first: Outputs, other: Outputs) -> tuple[tuple[Outputs, Outputs], tup
 
 
 def _best(search: Search, wanted: Sequence[Options]) -> Trial:
-    best: Trial | None = None
+    left: list[Trial] = []  # a model each: those that cannot win any more are let go
     for options in wanted:
         trial = search.run(options)
-        if trial is not None and (best is None or _order(trial) < _order(best)):
-            best = trial
-    if best is None:
+        if trial is not None:
+            left.append(trial)
+            left = [left[place] for place in contenders(*_rated(left))]
+    if not left:
         raise UsageError(f"no candidate could be run, the first because: {search.tried[0].error}")
-    return best
+    return left[best(*_rated(left))]
 
 
-def _order(trial: Trial) -> tuple[float, float]:
-    return preference(score(trial.found), trial.found.kl)
+def _rated(trials: Sequence[Trial]) -> tuple[list[Rated], int | None]:
+    found = trials[0].found
+    return [Rated(score(trial.found), trial.found.sqnr_db) for trial in trials], None if found.top1 is None else found.samples
 
 
 def _highest(search: Search) -> Trial:

@@ -149,11 +149,6 @@ def scored(entries: Sequence[OutputAgreement]) -> OutputAgreement:
     return next((entry for entry in entries if entry.top1 is not None), entries[0])
 
 
-def preference(score: float, kl: float | None) -> tuple[float, float]:
-    """What candidates are sorted by, the best first: the score, and of equals the smaller KL."""
-    return -score, np.inf if kl is None else kl
-
-
 def score(entry: OutputAgreement) -> float:
     """Top-1 agreement where there are classes, else the cosine, in 0..1."""
     return entry.top1 if entry.top1 is not None else min(1.0, max(0.0, entry.cosine))

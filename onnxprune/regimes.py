@@ -8,8 +8,9 @@ finding is that allocation and repair are to be chosen together, for each networ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
-from onnxprune.judging import preference
+from onnxprune.picking import Rated, best
 from onnxprune.sweep_report import Best, Regime, RegimePoint, SweepRow
 
 FALLEN = 0.8
@@ -19,13 +20,16 @@ HOLDS = 0.8
 STRONGER = ("layer", "channel", "asr", "reconstruct")
 
 
-def best_of(rows: Sequence[SweepRow]) -> tuple[Best, ...]:
-    """The best row of every sparsity, in the rows' order; a sparsity at which all rows failed has none."""
+def best_of(rows: Sequence[SweepRow], samples: int | None) -> tuple[Best, ...]:
+    """The best row of every sparsity, in the rows' order; a sparsity at which all rows failed has none.
+
+    ``samples``: how many gave the scores, None where the scores are cosines.
+    """
     found = []
     for sparsity in dict.fromkeys(row.sparsity_asked for row in rows):
         there = [row for row in rows if row.sparsity_asked == sparsity and row.score is not None]
         if there:
-            row = min(there, key=_preference)
+            row = _best(there, samples)
             found.append(Best(sparsity, row.alloc, row.repair, row.score or 0.0, row.kl, row.accuracy))
     return tuple(found)
 
@@ -41,7 +45,8 @@ def regimes_of(rows: Sequence[SweepRow], fallen: float, holds: float) -> tuple[R
         for sparsity in sorted({row.sparsity_asked for row in rows}):
             there = [row for row in rows if (row.alloc, row.sparsity_asked) == (alloc, sparsity) and row.score is not None]
             weak = next((row.score for row in there if row.repair == "bn"), None)
-            strong = min((row for row in there if row.repair in STRONGER), key=_preference, default=None)
+            stronger = [row for row in there if row.repair in STRONGER]
+            strong = _best(stronger, None) if stronger else None
             if weak is not None and strong is not None and strong.score is not None and weak < fallen and strong.score >= holds:
                 points.append(RegimePoint(sparsity, weak, strong.repair, strong.score))
         places = [point.sparsity_asked for point in points]
@@ -49,5 +54,6 @@ def regimes_of(rows: Sequence[SweepRow], fallen: float, holds: float) -> tuple[R
     return tuple(found)
 
 
-def _preference(row: SweepRow) -> tuple[float, float]:
-    return preference(row.score or 0.0, row.kl)
+def _best(rows: Sequence[SweepRow], samples: int | None) -> SweepRow:
+    """The best of rows that have a score."""
+    return rows[best([Rated(row.score or 0.0, -inf if row.sqnr_db is None else row.sqnr_db) for row in rows], samples)]

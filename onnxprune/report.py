@@ -114,15 +114,15 @@ class CandidateReport:
     score: float | None = None
     kl: float | None = None
     cosine: float | None = None
+    sqnr_db: float | None = None
     chosen: bool = False
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class ChoiceReport:
-    """What auto chose from. ``asked``: which of alloc, repair and sparsity. ``samples`` held-out samples chose, ``judged`` others gave
-    the agreement of the report; without ``split`` they are the same ones, and the agreement is a little too high. ``resolution`` is the
-    step of an automatic sparsity."""
+    """What auto chose from. ``asked``: which of alloc, repair and sparsity. ``samples`` held-out samples chose, ``judged`` others gave the
+    report's agreement; without ``split`` they are the same, and it is a little too high. ``resolution``: the step of a found sparsity."""
 
     asked: tuple[str, ...]
     samples: int

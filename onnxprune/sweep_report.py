@@ -38,7 +38,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Best:
-    """The combination that agrees best with the dense model at one sparsity; of equals, the one of the smaller KL, then the earlier one.
+    """The combination that agrees best with the dense model at one sparsity, by the rule of onnxprune.picking.
 
     It was chosen on the samples that ``score`` is measured on, so the score is a little too high. Labels take no part in the choice.
     """

@@ -135,7 +135,7 @@ def sweep(
         output=entry.output,
         dense_accuracy=None if asked.labels is None else accuracy(bench, first, classes_of(first)),
         rows=rows,
-        best=best_of(rows),
+        best=best_of(rows, None if entry.top1 is None else entry.samples),
         regimes=regimes_of(rows, asked.fallen, asked.holds),
         seconds=sum(row.seconds for row in rows),
         notes=bench.notes,

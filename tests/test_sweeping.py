@@ -136,14 +136,17 @@ def test_labels_that_do_not_fit_are_refused(net: Path, text: str, word: str) -> 
 # ---- what the rows tell
 
 
-def made(alloc: str, sparsity: float, repair: str, score: float | None, kl: float = 0.0) -> SweepRow:
-    return SweepRow(f"{alloc}{sparsity}{repair}", alloc, sparsity, repair, score=score, kl=kl)
+def made(alloc: str, sparsity: float, repair: str, score: float | None, sqnr: float = 0.0) -> SweepRow:
+    return SweepRow(f"{alloc}{sparsity}{repair}", alloc, sparsity, repair, score=score, sqnr_db=sqnr)
 
 
-def test_the_best_row_agrees_most_and_of_equals_has_the_smaller_kl() -> None:
-    rows = [made("erk", 0.9, "bn", 0.5, 1.0), made("lamp", 0.9, "bn", 0.5, 0.9), made("lamp", 0.9, "asr", 0.4, 0.1),
+def test_the_best_row_agrees_most_and_of_equals_has_the_smaller_error() -> None:
+    rows = [made("erk", 0.9, "bn", 0.5, 1.0), made("lamp", 0.9, "bn", 0.5, 1.1), made("lamp", 0.9, "asr", 0.4, 2.0),
             made("erk", 0.8, "bn", None), made("erk", 0.7, "bn", 0.0)]  # fmt: skip
-    assert [(entry.sparsity_asked, entry.alloc, entry.score) for entry in best_of(rows)] == [(0.9, "lamp", 0.5), (0.7, "erk", 0.0)]
+    for count in (None, 200):  # of 200, shares of .5 and .4 are more than a standard error apart: .074
+        found = [(entry.sparsity_asked, entry.alloc, entry.score) for entry in best_of(rows, count)]
+        assert found == [(0.9, "lamp", 0.5), (0.7, "erk", 0.0)]
+    assert [entry.repair for entry in best_of(rows, 100)] == ["asr", "bn"]  # of 100 they are not: .105
 
 
 def test_the_transition_regime_is_where_bn_has_fallen_and_another_holds() -> None:
