@@ -7,17 +7,35 @@ remainder; global and lamp take the K largest scores by count. Ties go to the ea
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, prod
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError
-from onnxprune.numerics.masks import magnitude
+from onnxprune.numerics.selection import largest, refuse_total
 
-Weights: TypeAlias = Sequence[NDArray[Any]]
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A weight that is read when its values are asked for, by np.asarray, and not kept."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return prod(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.read(), dtype)
+
+
+Weights: TypeAlias = Sequence[NDArray[Any] | Unread]
 
 
 def keep_total(sizes: Sequence[int], sparsity: float) -> int:
@@ -90,9 +108,7 @@ def global_magnitude(weights: Weights, total: int) -> tuple[int, ...]:
     Source: Han 2015, arXiv 1506.02626. Raises AllocationError for a total outside 0..sum N, ValueError for NaN or
     infinity in a weight.
     """
-    ordered = _ordered(weights)
-    dtype = np.result_type(np.float32, *ordered)
-    return _largest([values.astype(dtype, copy=False) for values in ordered], total)
+    return largest(weights, total, lamp=False)
 
 
 def lamp(weights: Weights, total: int) -> tuple[int, ...]:
@@ -104,7 +120,7 @@ def lamp(weights: Weights, total: int) -> tuple[int, ...]:
     Source: Lee 2021, arXiv 2010.07611. Raises AllocationError for a total outside 0..sum N, ValueError for NaN or
     infinity in a weight.
     """
-    return _largest([_lamp_scores(values) for values in _ordered(weights)], total)
+    return largest(weights, total, lamp=True)
 
 
 ALLOCATIONS: dict[str, Callable[[Weights, int], tuple[int, ...]]] = {
@@ -117,7 +133,7 @@ ALLOCATIONS: dict[str, Callable[[Weights, int], tuple[int, ...]]] = {
 
 def shared_out(sizes: Sequence[int], shares: Sequence[int], total: int) -> tuple[int, ...]:
     """Return integers adding up to ``total``, rounded from clip(level * share_l, 1, N_l) at the one fitting level."""
-    _refuse_total(sum(sizes), total)
+    refuse_total(sum(sizes), total)
     enough = total >= sum(size > 0 for size in sizes)
     lowest = [min(1, size) if enough else 0 for size in sizes]
     layers = list(zip(lowest, [max(1, share) for share in shares], sizes, strict=True))
@@ -142,62 +158,3 @@ def shared_out(sizes: Sequence[int], shares: Sequence[int], total: int) -> tuple
     for index in by_remainder[: total - sum(keep)]:
         keep[index] += 1
     return tuple(keep)
-
-
-def _ordered(weights: Weights) -> list[NDArray[Any]]:
-    """Return each layer's ``|w|``, flat and ascending, float32 or float64."""
-    ordered = []
-    for index, weight in enumerate(weights):
-        values = magnitude(weight)
-        values.sort()
-        if values.size and not np.isfinite(values[-1]):  # NaN sorts behind infinity
-            raise ValueError(f"weight of layer index {index}, shape {weight.shape}, has NaN or infinity; expected finite values")
-        ordered.append(values)
-    return ordered
-
-
-def _lamp_scores(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the LAMP scores of ascending ``|w|``; they are ascending too, also after rounding."""
-    squares = values.astype(np.float64)
-    if not squares.size or squares[-1] == 0:
-        return squares
-    if values.dtype == np.float64:  # largest value to 0.5..1 by a power of two, so that no square overflows
-        np.ldexp(squares, -np.frexp(squares[-1])[1], out=squares)
-    squares *= squares
-    return np.divide(squares, np.cumsum(squares[::-1])[::-1], out=squares)
-
-
-def _largest(scores: list[NDArray[Any]], total: int) -> tuple[int, ...]:
-    """Return how many of the ``total`` largest scores each layer has; layers ascending, >= 0, finite, of one dtype.
-
-    Floats >= 0 have the order of their bit patterns: bisection over the patterns finds the total-th largest exactly.
-    """
-    _refuse_total(sum(layer.size for layer in scores), total)
-    if not scores:
-        return ()
-    dtype = scores[0].dtype
-    pattern = np.dtype(f"i{dtype.itemsize}").type
-
-    def count(score: Any, side: Any) -> list[int]:
-        return [layer.size - int(layer.searchsorted(score, side)) for layer in scores]
-
-    low, high = 0, int(dtype.type(np.inf).view(pattern))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if sum(count(pattern(middle).view(dtype), "left")) >= total:
-            low = middle
-        else:
-            high = middle
-    last = pattern(low).view(dtype)
-    keep, reach = count(last, "right"), count(last, "left")
-    left = total - sum(keep)
-    for index, most in enumerate(reach):
-        tied = min(left, most - keep[index])
-        keep[index] += tied
-        left -= tied
-    return tuple(keep)
-
-
-def _refuse_total(size: int, total: int) -> None:
-    if not 0 <= total <= size:
-        raise AllocationError(f"cannot keep {total} of {size} weights: expected a total from 0 to {size}")
