@@ -15,7 +15,7 @@ from onnxprune.pipeline import proof
 
 def find_in(path: Path) -> layers.Found:
     """What can be pruned in a file."""
-    given = files.load(path)
+    given = files.load(path, mapped=True)
     with blamed(given.doubt, lambda: proof(given.model)):
         return layers.find(inlined(given.model))
 

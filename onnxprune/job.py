@@ -120,7 +120,7 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
 
         source = described if options.threads == 1 else pool.submit(described).result
         try:
-            result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)))
+            result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)), mapped=True)
             return _write(job, result, source, start)
         finally:
             failed.set()

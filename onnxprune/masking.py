@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxprune.graph import geometry, layers
 from onnxprune.graph.gains import scaled
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, budget, masks
+from onnxprune.numerics.allocation import Weight
 from onnxprune.numerics.budget import Curve, Measured
 from onnxprune.options import MEASURED, RESIDUAL, Options, fixed_sparsity, selected
 
@@ -78,9 +80,9 @@ def decide(model: onnx.ModelProto, options: Options, measured: Mapping[str, Meas
     fixed = fixed_sparsity(found.layers, chosen, options)
     constants = Constants(model)
     places = [number for number, take in enumerate(chosen) if take]
-    weights = [constants.read(found.layers[number].seen) for number in places]
+    weights = [_weight(found.layers[number], constants) for number in places]
     for number, weight in zip(places, weights, strict=True):
-        if not np.isfinite(weight).all():
+        if not np.isfinite(np.asarray(weight)).all():
             raise AllocationError(f"layer {found.layers[number].name!r} has NaN or infinite weights; the model is damaged")
     for number, value in fixed.items():
         try:
@@ -90,7 +92,6 @@ def decide(model: onnx.ModelProto, options: Options, measured: Mapping[str, Meas
     folded = options.unfold and _folded(found, constants)
     scores = [_score(found.layers[number], weight, folded) for number, weight in zip(places, weights, strict=True)]
     left: dict[int, str] = {}
-    kept: list[NDArray[np.bool_]] = []
     if options.n_m is None:
         shares = {places.index(number): value for number, value in fixed.items()}
         if options.alloc in MEASURED:
@@ -103,21 +104,27 @@ def decide(model: onnx.ModelProto, options: Options, measured: Mapping[str, Meas
                 counts = budget.by_error(scores, curves, options.sparsity, shares)
         else:
             counts = allocation.allocate(options.alloc, scores, options.sparsity, shares)
-        kept = [masks.top(score, count) for score, count in zip(scores, counts, strict=True)]
+        kept = masks.Packed(
+            (number, masks.top(np.asarray(score), count)) for number, score, count in zip(places, scores, counts, strict=True)
+        )
     else:
-        for number, score in zip(places, scores, strict=True):
-            mask = _pattern_mask(constants, found.layers[number], score, *options.n_m)
-            left.update({number: mask} if isinstance(mask, str) else {})
-            kept.append(np.ones(score.shape, np.bool_) if isinstance(mask, str) else mask)
+
+        def pattern(n: int, m: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+            for number, score in zip(places, scores, strict=True):
+                mask = _pattern_mask(constants, found.layers[number], np.asarray(score), n, m)
+                left.update({number: mask} if isinstance(mask, str) else {})
+                yield number, np.ones(score.shape, np.bool_) if isinstance(mask, str) else mask
+
+        kept = masks.Packed(pattern(*options.n_m))
         if len(left) == len(places):
             raise AllocationError(f"--pattern {options.pattern} fits none of the {len(places)} layers: {left[places[0]]}")
     keep = [layer.size for layer in found.layers]
-    for number, mask in zip(places, kept, strict=True):
+    for number, mask in kept.items():
         keep[number] = int(mask.sum())
     unfolded = tuple(folded and is_convolution(layer) for layer in found.layers)
     pruned = tuple(take and number not in left for number, take in enumerate(chosen))
     curved = {number: measured[layer.weight] for number, layer in enumerate(found.layers) if layer.weight in measured}
-    return Decided(found, pruned, tuple(keep), unfolded, left, curved, dict(zip(places, kept, strict=True)))
+    return Decided(found, pruned, tuple(keep), unfolded, left, curved, kept)
 
 
 def allocations(model: onnx.ModelProto, options: Options, sparsity: float) -> dict[str, tuple[int, ...]]:
@@ -164,10 +171,23 @@ def is_convolution(layer: layers.Layer) -> bool:
     return layer.op in ("Conv", "ConvTranspose")
 
 
-def _score(layer: layers.Layer, weight: NDArray[Any], folded: bool) -> NDArray[Any]:
+def _weight(layer: layers.Layer, constants: Constants) -> Weight:
+    """A layer's weight; one that lies in a file is read when its values are asked for."""
+    if constants.is_mapped(layer.seen):
+        return allocation.Unread(layer.shape, partial(constants.read, layer.seen))
+    return constants.read(layer.seen)
+
+
+def _score(layer: layers.Layer, weight: Weight, folded: bool) -> Weight:
     """What the weights are ranked by: their magnitude, with a folded BatchNormalization's scale taken out of a convolution's."""
     if not (folded and is_convolution(layer)):
         return weight
+    if isinstance(weight, allocation.Unread):
+        return allocation.Unread(weight.shape, lambda: _unfolded(layer, weight.read()))
+    return _unfolded(layer, weight)
+
+
+def _unfolded(layer: layers.Layer, weight: NDArray[Any]) -> NDArray[Any]:
     use = layer.uses[0]
     values = weight.astype(np.float64)
     squares = values**2

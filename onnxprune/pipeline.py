@@ -89,7 +89,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
     if options.measured and calib is None:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model)
+        given = _given(model, mapped=calib is None)
     with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
@@ -105,8 +105,19 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         return build(pruned, options, [], None, used, None, clock.seconds, told, memory=memory)
 
 
-def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Options, progress: Progress, *, others: bool = False) -> Result:
-    """prune() with its options in one piece; ``others``: also tell what the other allocations would keep."""
+def run(
+    model: str | Path | onnx.ModelProto,
+    calib: Calib | None,
+    options: Options,
+    progress: Progress,
+    *,
+    others: bool = False,
+    mapped: bool = False,
+) -> Result:
+    """prune() with its options in one piece; ``others``: also tell what the other allocations would keep.
+
+    ``mapped``: what no session runs may stay in its files, and the result refer to them; see onnxprune.graph.mapped.
+    """
     clock = Clock()
     notes = [text for text in (both_runtimes(),) if text]
     if calib is None and (options.repair != "none" or options.min_agreement is not None):
@@ -117,7 +128,7 @@ def run(model: str | Path | onnx.ModelProto, calib: Calib | None, options: Optio
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model)
+        given = _given(model, mapped=mapped and calib is None)
     blas, heap = threadpool_limits(options.threads or None, "blas"), returned(options.memory is not None)
     with blas, heap, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
@@ -140,14 +151,14 @@ def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
     try_first(model, taken.first(), taken.axes.inputs, 1 if taken.least > 1 else taken.batch_size, options.trial_seconds)
 
 
-def _given(model: str | Path | onnx.ModelProto) -> files.Loaded:
+def _given(model: str | Path | onnx.ModelProto, *, mapped: bool) -> files.Loaded:
     """The model with what the checker holds against it.
 
     Raises:
         ModelError: the file is damaged, or the model in memory was loaded without its external data.
     """
     if not isinstance(model, onnx.ModelProto):
-        return files.load(Path(model))
+        return files.load(Path(model), mapped=mapped)
     files.check_model(model)
     doubt = doubt_of(model)
     model, held = sparse.made_dense(model)

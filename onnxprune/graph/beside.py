@@ -7,7 +7,7 @@ through a link, is refused, and so is whatever is no regular file; nothing is re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from google.protobuf.message import Message
@@ -32,8 +32,12 @@ def locations(tensors: Iterable[TensorProto], path: Path) -> list[str]:
     return list(names)
 
 
-def read_in(tensors: Iterable[TensorProto], path: Path) -> list[str]:
+def read_in(
+    tensors: Iterable[TensorProto], path: Path, left: Callable[[TensorProto], bool] = lambda tensor: False
+) -> tuple[list[str], list[tuple[TensorProto, str, int]]]:
     """Put the external data of the tensors into them, and return the files it came from, as `locations` does.
+
+    Those that are to be ``left`` stay without values, and come back with their file and their first byte there.
 
     Raises:
         ModelError: as `locations` does, and where a tensor's data does not lie in its file.
@@ -60,15 +64,17 @@ def read_in(tensors: Iterable[TensorProto], path: Path) -> list[str]:
     if sum(size for *_, size in places) > SHARED_MAX * sum(sizes.values()):
         raise ModelError(f"{path}: external data cannot be loaded: its tensors read the same bytes more than {SHARED_MAX} times over")
     for tensor, name, start, size in places:
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        if left(tensor):
+            continue
         try:
             with (path.parent / name).open("rb") as handle:
                 handle.seek(start)
                 tensor.raw_data = handle.read(size)
         except OSError as error:
             raise ModelError(f"{path}: external data cannot be loaded: {name}: {error.strerror or error}") from None
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-    return names
+    return names, [(tensor, name, start) for tensor, name, start, _ in places if left(tensor)]
 
 
 def refuse_rest(message: Message, path: Path) -> None:

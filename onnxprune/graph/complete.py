@@ -65,12 +65,16 @@ def nbytes(tensor: TensorProto) -> int:
 
 
 def size_of(model: onnx.ModelProto) -> int:
-    """The bytes of a model in one piece; over `PROTO_LIMIT`, where protobuf raises an error instead, those of its values."""
-    held = sum(nbytes(tensor) for tensor in stored(model) if tensor.HasField("raw_data"))
-    if held > PROTO_LIMIT:
-        return held
+    """The bytes of a model in one piece; over `PROTO_LIMIT`, where protobuf raises an error instead, those of its values.
+
+    Values that were left in files (mapped) count too.
+    """
+    left = sum(nbytes(tensor) for tensor in stored(model) if tensor.data_location == TensorProto.EXTERNAL)
+    held = sum(nbytes(tensor) for tensor in stored(model) if tensor.data_location != TensorProto.EXTERNAL and tensor.HasField("raw_data"))
+    if held + left > PROTO_LIMIT:
+        return held + left
     try:
-        return int(model.ByteSize())
+        return left + int(model.ByteSize())
     except EncodeError:  # close to the limit, or values in other fields
         return PROTO_LIMIT + 1
 

@@ -8,6 +8,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from onnxprune.graph.complete import PROTO_LIMIT, nbytes, size_of
+from onnxprune.graph.mapped import is_mapped
 
 # Tensors below this size stay inside the model file when external data is written, as onnx.save does.
 EXTERNAL_MIN = 1024
@@ -20,7 +21,7 @@ def _location(tensor: onnx.TensorProto) -> list[onnx.StringStringEntryProto]:
 
 def groups_of(model: onnx.ModelProto, places: Mapping[str, str]) -> list[list[int]]:
     """The numbers of the initializers that go into each data file."""
-    raw = [number for number, tensor in enumerate(model.graph.initializer) if tensor.HasField("raw_data") and tensor.raw_data]
+    raw = [number for number, tensor in enumerate(model.graph.initializer) if is_mapped(tensor) or tensor.raw_data]
     groups: dict[str, list[int]] = {}
     for number in raw:
         tensor = model.graph.initializer[number]

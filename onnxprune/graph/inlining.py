@@ -19,6 +19,7 @@ from onnx import defs, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.calls import refuse_explosion
+from onnxprune.graph.mapped import drop, share
 from onnxprune.graph.walk import CORE, label, named_bodies, opset_of, scopes
 
 SHARED = "onnxprune shared:"
@@ -74,8 +75,10 @@ def called_from(node: onnx.NodeProto) -> str:
     return node.doc_string[len(CALLED) :] if node.doc_string.startswith(CALLED) else ""
 
 
-def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mapping[str, bytes], added: Set[str]) -> onnx.ModelProto:
-    """A copy of the original with the changes of its working copy: raw ``values`` by holder, and the names of what was ``added``.
+def restored(
+    original: onnx.ModelProto, working: onnx.ModelProto, values: Mapping[str, onnx.TensorProto], added: Set[str]
+) -> onnx.ModelProto:
+    """A copy of the original with the changes of its working copy: tensors in raw form by holder, and the names of what was ``added``.
 
     The working copy itself where the original has no function.
     """
@@ -87,7 +90,7 @@ def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mappin
     for function in result.functions:
         tensors.update(_own(function))
     for holder in values.keys() - added:
-        put_raw(tensors[holder], values[holder])
+        share(tensors[holder], values[holder])
     result.graph.initializer.extend(tensor for tensor in working.graph.initializer if tensor.name in added)
     nodes: list[onnx.NodeProto] = []
     given, done = list(original.graph.node), 0  # of the original's nodes, how many are there
@@ -110,17 +113,11 @@ def restored(original: onnx.ModelProto, working: onnx.ModelProto, values: Mappin
     return result
 
 
-def put_raw(tensor: onnx.TensorProto, data: bytes) -> None:
-    """Make ``data`` the only values of a tensor."""
-    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(name)
-    tensor.raw_data = data
-
-
 def fill(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
     """Put values into a tensor's raw bytes, rounded once to its type."""
     values = array.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
-    put_raw(tensor, numpy_helper.from_array(np.ascontiguousarray(values)).raw_data)  # which packs types of less than a byte
+    drop(tensor)
+    tensor.raw_data = numpy_helper.from_array(np.ascontiguousarray(values)).raw_data  # which packs types of less than a byte
 
 
 def _main(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -17,9 +18,10 @@ from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import beside
-from onnxprune.graph.complete import PROTO_LIMIT, fault, size_of
+from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes, size_of
 from onnxprune.graph.doubt import doubt_of
 from onnxprune.graph.external import groups_of, places_of
+from onnxprune.graph.mapped import is_mapped, leave, may_stay, raw_of, refer
 from onnxprune.graph.sparse import densify
 from onnxprune.graph.walk import bodies, stored
 from onnxprune.graph.whole import replacing
@@ -27,7 +29,7 @@ from onnxprune.graph.whole import replacing
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model with its external data in memory, and the files it came from, the .onnx file first."""
+    """A model with its external data in memory, or left in its files (mapped), and the files it came from, the .onnx file first."""
 
     model: onnx.ModelProto
     files: tuple[Path, ...]
@@ -44,16 +46,22 @@ class Loaded:
         return len(self.files) > 1
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, *, mapped: bool = False) -> Loaded:
     """The model of an ONNX file with its external data, and with its sparse initializers made dense.
+
+    ``mapped``: the values of large initializers stay in their files until they are asked for, see onnxprune.graph.mapped.
 
     Raises:
         ModelError: the file is missing, is not ONNX, is cut off, or its external data is missing or too short.
     """
     model, data = _parsed(path)
     places = places_of(model)
-    names = beside.read_in(stored(model), path)
+    # By identity, which protobuf's objects have while they are held.
+    large = {id(tensor): tensor for tensor in model.graph.initializer if mapped and may_stay(tensor)}
+    names, left = beside.read_in(stored(model), path, lambda tensor: id(tensor) in large)
     beside.refuse_rest(model, path)
+    for tensor, name, start in left:
+        leave(tensor, path.parent / name, start)
     for tensor in stored(model):
         check_complete(tensor, path)
     sparse = densify(model, str(path))
@@ -137,7 +145,7 @@ def save(
     Raises:
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    external = external or size_of(model) > PROTO_LIMIT
+    external = external or size_of(model) > PROTO_LIMIT or any(map(is_mapped, model.graph.initializer))
     old_data = own_data_files(path)
     written: tuple[Path, ...] = (path,)
     groups = groups_of(model, places or {}) if external else []
@@ -190,11 +198,11 @@ def _write_data(tensors: Sequence[onnx.TensorProto], path: Path) -> Path:
     with replacing(path, name) as handle:
         for tensor in tensors:
             pad = b"\0" * (-offset % 4096)  # aligned, so that runtimes can map it
-            handle.write(pad + tensor.raw_data)
-            digest.update(pad + tensor.raw_data)
-            places.append((tensor, offset + len(pad), len(tensor.raw_data)))
-            offset += len(pad) + len(tensor.raw_data)
+            for piece in chain([pad], raw_of(tensor)):
+                handle.write(piece)
+                digest.update(piece)
+            places.append((tensor, offset + len(pad), nbytes(tensor)))
+            offset += len(pad) + nbytes(tensor)
     for tensor, start, length in places:
-        onnx.external_data_helper.set_external_data(tensor, name().name, start, length)
-        tensor.ClearField("raw_data")
+        refer(tensor, location=name().name, offset=start, length=length)
     return name()

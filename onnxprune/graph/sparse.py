@@ -17,6 +17,7 @@ from onnx import SparseTensorProto, TensorProto, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes
 from onnxprune.graph.external import EXTERNAL_MIN
+from onnxprune.graph.mapped import inside, is_mapped, values_of
 
 TYPES = (
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
@@ -140,6 +141,7 @@ def saved(model: onnx.ModelProto, besides: Container[str] = ()) -> int:
     External data counts as if it were in the file, without the padding between its tensors. The names ``besides`` do not count.
     """
     inner = model.graph.ByteSize()
+    inner += sum(_field(inside(tensor)) - _field(tensor.ByteSize()) for tensor in model.graph.initializer if is_mapped(tensor))
     less = sum(before - after for name, (before, after) in _gains(model).items() if name not in besides)
     return less + _varint(inner) - _varint(inner - less)
 
@@ -152,7 +154,7 @@ def _gains(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
         # Small ones are shapes and the like, which ONNX Runtime must see while it loads the model.
         if tensor.name in named or tensor.data_type not in TYPES or len(tensor.dims) < 2 or nbytes(tensor) < EXTERNAL_MIN:
             continue
-        before = _field(tensor.ByteSize())
+        before = _field(inside(tensor))
         if np.count_nonzero(_bits(tensor)) * 8 >= before:
             continue
         after = _field(coo(tensor).ByteSize())
@@ -169,7 +171,7 @@ def _nonzero(tensor: TensorProto) -> tuple[NDArray[np.unsignedinteger], NDArray[
 
 def _bits(tensor: TensorProto) -> NDArray[np.unsignedinteger]:
     """The values of a tensor as unsigned integers of their size, flat."""
-    array = np.ascontiguousarray(numpy_helper.to_array(tensor)).reshape(-1)
+    array = np.ascontiguousarray(values_of(tensor)).reshape(-1)
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
 
 

@@ -8,7 +8,6 @@ given an initializer of its own; both are recorded, so that the report can name 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxprune.graph.changes import Changes
 from onnxprune.graph.inlining import SHARED, fill
+from onnxprune.graph.mapped import covered, is_mapped, values_of
 from onnxprune.graph.pieces import joined, picked
 from onnxprune.graph.scales import scales_behind
 from onnxprune.graph.steps import INTEGERS, OPS, scaled_name, steps_of
@@ -24,17 +25,6 @@ from onnxprune.graph.views import FLOATS, View, layout, see, store, zeros
 from onnxprune.graph.walk import CORE, Scope, label, names_read, scopes
 
 __all__ = ["FLOATS", "Changes", "Constants"]
-
-
-@dataclass
-class Changes:
-    """What is different in the file that goes out: names of tensors with new values, of new initializers, and of new nodes."""
-
-    values: set[str] = field(default_factory=set)
-    initializers: set[str] = field(default_factory=set)
-    nodes: set[str] = field(default_factory=set)
-    inputs: set[str] = field(default_factory=set)
-    """Nodes whose inputs were given another tensor."""
 
 
 class Constants:
@@ -160,7 +150,12 @@ class Constants:
     def read(self, name: str) -> NDArray[Any]:
         """A copy of the values of the constant ``name``, in its own dtype."""
         view = self._found(name)
-        return np.array(see(view.steps, numpy_helper.to_array(self._tensors[view.holder][0]), self.read))
+        first = self._tensors[view.holder][0]
+        return np.array(see(view.steps, values_of(first), self.read), copy=None if is_mapped(first) else True)
+
+    def is_mapped(self, name: str) -> bool:
+        """True when the constant ``name`` lies in a file, from which it is read."""
+        return is_mapped(self._tensors[self._found(name).holder][0])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the constant ``name``."""
@@ -180,15 +175,19 @@ class Constants:
     def mask(self, name: str, mask: NDArray[np.bool_]) -> None:
         """Make zero what the constant ``name`` shows where ``mask`` is False; all else stays as it is stored, bit by bit."""
         view = self._found(name)
-        stored = numpy_helper.to_array(self._tensors[view.holder][0])
+        tensors = self._tensors[view.holder]
         kept = store(layout(view.steps), mask, self.read)
-        self._store(view.holder, np.where(kept, stored, zeros(view.steps, stored.shape, self.read).astype(stored.dtype)))
+        zero = zeros(view.steps, tuple(tensors[0].dims), self.read)
+        if not zero.any() and covered(tensors, kept):
+            self.changes.tell(view.holder)
+        else:
+            stored = values_of(tensors[0])
+            self._store(view.holder, np.where(kept, stored, zero.astype(stored.dtype)))
 
     def _store(self, holder: str, values: NDArray[Any]) -> None:
         for tensor in self._tensors[holder]:
             fill(tensor, values)
-        if holder not in self.changes.initializers:  # one that was added is named there
-            self.changes.values.add(holder)
+        self.changes.tell(holder)
 
     def write_input(self, node: onnx.NodeProto, index: int, array: NDArray[Any], data_type: int, stem: str) -> None:
         """Give one node input new values without touching what other nodes read.
@@ -217,9 +216,9 @@ class Constants:
         self.changes.initializers.add(name)
         self.changes.inputs.add(label(node))
 
-    def changed(self) -> dict[str, bytes]:
-        """The raw values of every tensor that was changed, by name."""
-        return {name: bytes(self._tensors[name][0].raw_data) for name in sorted(self.changes.values)}
+    def changed(self) -> dict[str, onnx.TensorProto]:
+        """Every tensor that was changed, by name."""
+        return {name: self._tensors[name][0] for name in sorted(self.changes.values)}
 
     def readers(self, name: str) -> int:
         """How many node inputs (in subgraphs too) and graph outputs read ``name`` by that very name."""

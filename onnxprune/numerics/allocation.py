@@ -35,7 +35,8 @@ class Unread:
         return np.asarray(self.read(), dtype)
 
 
-Weights: TypeAlias = Sequence[NDArray[Any] | Unread]
+Weight: TypeAlias = NDArray[Any] | Unread
+Weights: TypeAlias = Sequence[Weight]
 
 
 def keep_total(sizes: Sequence[int], sparsity: float) -> int:

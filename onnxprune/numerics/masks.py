@@ -3,10 +3,29 @@
 The largest absolute values stay. Everything is chosen by count: a threshold keeps too many where values are equal.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Packed(Mapping[int, NDArray[np.bool_]]):
+    """Masks by a number, kept as bits; each is made anew, bool, when it is asked for."""
+
+    def __init__(self, masks: Iterable[tuple[int, NDArray[np.bool_]]]) -> None:
+        self._held = {number: (mask.shape, np.packbits(mask)) for number, mask in masks}
+
+    def __getitem__(self, number: int) -> NDArray[np.bool_]:
+        shape, bits = self._held[number]
+        return np.unpackbits(bits, count=prod(shape)).view(np.bool_).reshape(shape)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 def magnitude(weight: NDArray[Any]) -> NDArray[Any]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
+from onnxprune.graph.mapped import is_mapped
 from onnxprune.graph.model import save
 
 CPU = "CPUExecutionProvider"
@@ -154,8 +155,8 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False, tur
 
 @contextlib.contextmanager
 def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
-    """A session of a model in memory; one over protobuf's limit goes through a temporary file with external data."""
-    if size_of(model) < MAX_PROTO:
+    """A session of a model; one over protobuf's limit, or with values left in files, goes through a temporary file with external data."""
+    if size_of(model) < MAX_PROTO and not any(map(is_mapped, model.graph.initializer)):
         yield open_session(model.SerializeToString(), device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
