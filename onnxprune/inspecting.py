@@ -15,7 +15,7 @@ from onnxprune.pipeline import proof
 
 def find_in(path: Path) -> layers.Found:
     """What can be pruned in a file."""
-    given = files.load(path, mapped=True)
+    given = files.load(path, mapped=0)
     with blamed(given.doubt, lambda: proof(given.model)):
         return layers.find(inlined(given.model))
 

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.feeding import Axes
+from onnxprune.graph.stops import stops
+from onnxprune.graph.views import FLOATS
 from onnxprune.numerics.agreement import Agreement, agreement
 from onnxprune.report import AgreementReport, OutputAgreement
-from onnxprune.runtime.session import run_session
-from onnxprune.runtime.stream import Batch
+from onnxprune.runtime.session import Device, as_array, run_session
+from onnxprune.runtime.spilling import Memory
+from onnxprune.runtime.stream import Batch, Stream
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -33,6 +37,27 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
             tick()
 
     return stacked(names, made(), axes)
+
+
+def collect_in_stages(model: onnx.ModelProto, batches: Iterable[Batch], axes: Axes, device: Device, memory: Memory) -> Outputs:
+    """What collect gives, by a walk in stages: few of the weights that were left in files are in memory at a time."""
+    names = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS]
+    if not names:
+        return {}
+    sizes: list[int] = []
+
+    def counted() -> Iterator[Batch]:
+        for batch in batches:
+            sizes.append(size_of(batch, axes))
+            yield batch
+
+    stream = Stream(model, counted(), names, device, memory)
+    for stop in stops(model):
+        stream.values([], stop)
+    made = stream.values(names)
+    return stacked(
+        names, ((size, [as_array(batch[name].value()) for name in names]) for size, batch in zip(sizes, made, strict=True)), axes
+    )
 
 
 def size_of(batch: Batch, axes: Axes) -> int:

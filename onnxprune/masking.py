@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import AllocationError, ModelError
 from onnxprune.graph import geometry, layers
 from onnxprune.graph.gains import scaled
+from onnxprune.graph.mapped import is_mapped
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, budget, masks
 from onnxprune.numerics.allocation import Weight
@@ -173,7 +174,7 @@ def is_convolution(layer: layers.Layer) -> bool:
 
 def _weight(layer: layers.Layer, constants: Constants) -> Weight:
     """A layer's weight; one that lies in a file is read when its values are asked for."""
-    if constants.is_mapped(layer.seen):
+    if is_mapped(constants.held(layer.seen)[0]):
         return allocation.Unread(layer.shape, partial(constants.read, layer.seen))
     return constants.read(layer.seen)
 

@@ -21,6 +21,7 @@ from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import GateError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph import sparse
+from onnxprune.graph.complete import PROTO_LIMIT
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.judging import judge, unknown
@@ -36,6 +37,9 @@ from onnxprune.runtime.session import Device, both_runtimes, choose_device, sess
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.trial import try_first
 from onnxprune.storing import stored
+
+STAGED = PROTO_LIMIT
+"""Bytes from which on large tensors stay in their files also where the model runs, which it then does in stages."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
     if options.measured and calib is None:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model, mapped=calib is None)
+        given = _given(model, mapped=0 if calib is None else None)
     with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
@@ -116,7 +120,7 @@ def run(
 ) -> Result:
     """prune() with its options in one piece; ``others``: also tell what the other allocations would keep.
 
-    ``mapped``: what no session runs may stay in its files, and the result refer to them; see onnxprune.graph.mapped.
+    ``mapped``: large tensors with external data may stay in their files, and the result refer to them; see onnxprune.graph.mapped.
     """
     clock = Clock()
     notes = [text for text in (both_runtimes(),) if text]
@@ -128,7 +132,7 @@ def run(
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model, mapped=mapped and calib is None)
+        given = _given(model, mapped=None if not mapped else 0 if calib is None else STAGED)
     blas, heap = threadpool_limits(options.threads or None, "blas"), returned(options.memory is not None)
     with blas, heap, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
@@ -151,7 +155,7 @@ def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
     try_first(model, taken.first(), taken.axes.inputs, 1 if taken.least > 1 else taken.batch_size, options.trial_seconds)
 
 
-def _given(model: str | Path | onnx.ModelProto, *, mapped: bool) -> files.Loaded:
+def _given(model: str | Path | onnx.ModelProto, *, mapped: int | None) -> files.Loaded:
     """The model with what the checker holds against it.
 
     Raises:

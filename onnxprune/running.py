@@ -17,7 +17,8 @@ from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.drawing import Taken
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
-from onnxprune.judging import Outputs, collect
+from onnxprune.graph.stops import has_mapped
+from onnxprune.judging import Outputs, collect, collect_in_stages
 from onnxprune.masking import Decided, Masked, decide, masked
 from onnxprune.numerics.moments import Moments
 from onnxprune.options import Options
@@ -84,6 +85,9 @@ def outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
     held = tools.taken.split.holdout
     if not len(held):
         return None
+    if has_mapped(model):
+        with tools.clock.phase("agreement"):
+            return collect_in_stages(model, tools.taken.batches(held), tools.taken.axes, tools.device, tools.memory)
     with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
         tick = ticker(tools.progress, phase, tools.taken.count(held))
         return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
@@ -95,7 +99,7 @@ def statistics(dense: onnx.ModelProto, points: Sequence[Point], tools: Tools) ->
     if new:
         with tools.clock.phase("dense statistics"):
             tick = ticker(tools.progress, "dense statistics", tools.taken.repairs)
-            made = dense_moments(dense, new, tools.taken.repairing(), tools.device, tick)
+            made = dense_moments(dense, new, tools.taken.repairing(), tools.device, tick, tools.memory)
         tools.moments.update(zip(map(_key, new), made, strict=True))
     return [tools.moments[_key(point)] for point in points]
 

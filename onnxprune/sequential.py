@@ -17,6 +17,7 @@ from onnxprune.graph import affine, gains, stages
 from onnxprune.graph.layers import Layer
 from onnxprune.graph.points import Point
 from onnxprune.graph.probes import Probe
+from onnxprune.graph.stops import has_mapped
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair
@@ -62,10 +63,17 @@ def touched(model: onnx.ModelProto, pruned: Iterable[Layer]) -> frozenset[str]:
     return frozenset(reached)
 
 
-def dense_moments(model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick) -> list[Moments]:
-    """The moments of every point in the model as given, in one pass over the batches."""
+def dense_moments(
+    model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick, memory: Memory | None = None
+) -> list[Moments]:
+    """The moments of every point in the model as given, in one pass over the batches; in stages where its weights were left in files."""
     constants = Constants(model)
     probes = [probe_of(point, point.dense_tensor, constants) for point in points]
+    if has_mapped(model):
+        stream = Stream(model, batches, [probe.tensor for probe in probes], device, memory)
+        found = [fold(stream.advance(probe), point) for probe, point in zip(probes, points, strict=True)]
+        tick()
+        return found
     moments = [Moments.empty(probe.channels) for probe in probes]
     for groups in one_pass(model, probes, batches, device):
         moments = [so_far.merge(Moments.from_groups(*group)) for so_far, group in zip(moments, groups, strict=True)]

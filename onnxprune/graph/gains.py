@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.inlining import called_from
 from onnxprune.graph.layers import Layer, Use
+from onnxprune.graph.mapped import multiplied
 from onnxprune.graph.tensors import Constants
 from onnxprune.graph.views import Grid, View, behind_grid, spread, store
 
@@ -61,6 +62,10 @@ def scale_weight(constants: Constants, layer: Layer, use: Use, gain: Vector) -> 
     """Write a gain that was not refused."""
     view = constants.view(layer.seen)
     assert view is not None
+    plain = not view.steps and use.op != "ConvTranspose"
+    if plain and multiplied(constants.held(layer.seen), gain, use.weight_axis):
+        constants.changes.tell(view.holder)
+        return
     if not view.on_grid:
         weight = constants.read(layer.seen)
         constants.write(layer.seen, scaled(weight, gain, use).astype(weight.dtype))

@@ -1,9 +1,10 @@
 """Tensors whose values stay in their file until they are asked for.
 
 A large initializer with external data need not be in memory: the loaded model refers to its place by absolute path, in the proto's own
-words (data_location, external_data), so that copies of the model refer to it too. What a mask makes zero is kept beside the reference, as
-packed bits in ``raw_data``, one for each value, which such a tensor has no other use for. The file must stay as it is while the model is in
-use; one that has changed since is an error.
+words (data_location, external_data), so that copies of the model refer to it too. What was changed is kept beside the reference, in fields
+that such a tensor has no other use for: a mask as packed bits in ``raw_data``, one for each value, and after it a factor for every channel
+in ``double_data``, along the axis in ``int64_data``. The file must stay as it is while the model is in use; one that has changed since is
+an error.
 
 Every other tensor has its values in memory; the functions here read both kinds.
 """
@@ -82,7 +83,7 @@ def raw_of(tensor: TensorProto) -> Iterator[bytes | memoryview]:
 
 def covered(tensors: Sequence[TensorProto], kept: NDArray[np.bool_]) -> bool:
     """Make the values of tensors zero where ``kept`` (of their shape) is False, in place, if they are in files; False if they are not."""
-    if not all(map(is_mapped, tensors)):
+    if not all(is_mapped(tensor) and not tensor.double_data for tensor in tensors):
         return False
     bits = np.packbits(kept)
     for tensor in tensors:
@@ -90,10 +91,22 @@ def covered(tensors: Sequence[TensorProto], kept: NDArray[np.bool_]) -> bool:
     return True
 
 
+def multiplied(tensors: Sequence[TensorProto], gain: NDArray[np.float64], axis: int) -> bool:
+    """Multiply the values of tensors along an axis, in float64 and rounded once, in place, if they are in files and were not before."""
+    if not all(is_mapped(tensor) and not tensor.double_data for tensor in tensors):
+        return False
+    for tensor in tensors:
+        tensor.double_data.extend(gain.tolist())
+        tensor.int64_data.append(axis)
+    return True
+
+
 def share(target: TensorProto, source: TensorProto) -> None:
     """Give a tensor the values of another of its type and shape that is in raw form, in place."""
     drop(target)
     target.raw_data = source.raw_data
+    target.double_data.extend(source.double_data)
+    target.int64_data.extend(source.int64_data)
     if is_mapped(source):
         target.data_location = TensorProto.EXTERNAL
         target.external_data.extend(source.external_data)
@@ -125,7 +138,8 @@ def _read(tensor: TensorProto) -> Iterator[NDArray[Any]]:
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path, dtype, left = Path(entries["location"]), _dtype(tensor), nbytes(tensor)
-    kept = np.frombuffer(tensor.raw_data, np.uint8)
+    kept, gain = np.frombuffer(tensor.raw_data, np.uint8), np.array(tensor.double_data)
+    trailing = math.prod(tensor.dims[tensor.int64_data[0] + 1 :]) if gain.size else 1
     buffer = np.empty(min(BLOCK, left), np.uint8)
     changed = ModelError(f"{path}: the file was changed while it was in use; leave it as it is and run again")
     try:
@@ -146,11 +160,21 @@ def _read(tensor: TensorProto) -> Iterator[NDArray[Any]]:
                 if kept.size:
                     bits = kept[done // 8 : -(-(done + values.size) // 8)]
                     values[~np.unpackbits(bits, count=values.size).view(np.bool_)] = 0
+                if gain.size:
+                    values[:] = values.astype(np.float64) * _spread(gain, trailing, done, values.size)
                 yield values
                 done += values.size
                 left -= piece.size
     except OSError as error:
         raise ModelError(f"{path}: external data cannot be read: {error.strerror or error}") from None
+
+
+def _spread(gain: NDArray[np.float64], trailing: int, start: int, count: int) -> NDArray[np.float64]:
+    """The factors of so many values in flat order, from number ``start`` on, where each stands for ``trailing`` values in a row."""
+    if trailing == 1:
+        return np.resize(np.roll(gain, -(start % gain.size)), count)
+    first, last = start // trailing, (start + count - 1) // trailing
+    return np.repeat(gain[np.arange(first, last + 1) % gain.size], trailing)[start - first * trailing :][:count]
 
 
 def _state(path: Path) -> str:

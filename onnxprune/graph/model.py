@@ -46,10 +46,11 @@ class Loaded:
         return len(self.files) > 1
 
 
-def load(path: Path, *, mapped: bool = False) -> Loaded:
+def load(path: Path, *, mapped: int | None = None) -> Loaded:
     """The model of an ONNX file with its external data, and with its sparse initializers made dense.
 
-    ``mapped``: the values of large initializers stay in their files until they are asked for, see onnxprune.graph.mapped.
+    ``mapped``: large initializers with external data that have so many bytes or more together, if a number is given, stay in their files
+    until they are asked for, see onnxprune.graph.mapped.
 
     Raises:
         ModelError: the file is missing, is not ONNX, is cut off, or its external data is missing or too short.
@@ -57,7 +58,9 @@ def load(path: Path, *, mapped: bool = False) -> Loaded:
     model, data = _parsed(path)
     places = places_of(model)
     # By identity, which protobuf's objects have while they are held.
-    large = {id(tensor): tensor for tensor in model.graph.initializer if mapped and may_stay(tensor)}
+    large = {id(tensor): tensor for tensor in model.graph.initializer if mapped is not None and may_stay(tensor)}
+    if sum(map(nbytes, large.values())) < (mapped or 0):
+        large.clear()
     names, left = beside.read_in(stored(model), path, lambda tensor: id(tensor) in large)
     beside.refuse_rest(model, path)
     for tensor, name, start in left:

@@ -112,13 +112,13 @@ def cut(
     keep: Sequence[str],
     probes: Sequence[Probe] = (),
     repaired: Mapping[str, Repaired] | None = None,
-) -> tuple[bytes, dict[str, str]]:
+) -> tuple[onnx.ModelProto, dict[str, str]]:
     """A stage that computes ``keep`` and the probes from the ``live`` tensors with the nodes before ``stop``.
 
     Tensors in ``repaired`` are computed from their source as told there. A live tensor that is its own source goes in under the
     name T::raw, and all nodes see the repaired T.
 
-    Returns the serialized model, and the stage's inputs: their names there and the live tensors they stand for.
+    Returns the model, and the stage's inputs: their names there and the live tensors they stand for.
     """
     graph = model.graph
     repaired = repaired or {}
@@ -148,7 +148,7 @@ def cut(
     for probe in probes:
         out.MergeFrom(probe_graph(probe, opset))
     out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
-    return stage.SerializeToString(), feed
+    return stage, feed
 
 
 def _closure(

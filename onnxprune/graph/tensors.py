@@ -153,9 +153,9 @@ class Constants:
         first = self._tensors[view.holder][0]
         return np.array(see(view.steps, values_of(first), self.read), copy=None if is_mapped(first) else True)
 
-    def is_mapped(self, name: str) -> bool:
-        """True when the constant ``name`` lies in a file, from which it is read."""
-        return is_mapped(self._tensors[self._found(name).holder][0])
+    def held(self, name: str) -> list[onnx.TensorProto]:
+        """The tensors that hold the values of the constant ``name``, all of them the same."""
+        return self._tensors[self._found(name).holder]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the constant ``name``."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
-from onnxprune.graph.mapped import is_mapped
+from onnxprune.graph.mapped import is_mapped, refer, values_of
 from onnxprune.graph.model import save
 
 CPU = "CPUExecutionProvider"
@@ -117,8 +117,10 @@ def _cuda_starts(index: int) -> bool:
         ort.set_default_logger_severity(2)
 
 
-def open_session(model: bytes | Path, device: Device, *, lean: bool = False, turns: bool = False) -> Any:
-    """An ``onnxruntime.InferenceSession`` of a serialized model, or of a file, on the device.
+def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Any:
+    """An ``onnxruntime.InferenceSession`` of a model, serialized or not, or of a file, on the device.
+
+    Values that were left in files (graph.mapped) are read into memory for as long as the session is there.
 
     ``lean`` frees every tensor as soon as it is used (no arena, no memory pattern, priority-based order): 2 to 3 times less peak
     memory. ``turns``: its threads stop spinning when a run ends, so that another session's find the cores free. TF32 is off on CUDA, so
@@ -143,11 +145,17 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False, tur
     providers: list[Any] = [CPU]
     if device.kind == "cuda":
         providers.insert(0, (CUDA, {"device_id": device.index, "use_tf32": 0}))
+    held: dict[str, ort.OrtValue] = {}
+    if isinstance(model, onnx.ModelProto):
+        model, held = _with_values(model)
+        if held:
+            options.add_external_initializers(list(held), list(held.values()))
     source = str(model) if isinstance(model, Path) else model
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
         raise ModelError(f"ONNX Runtime {ort.__version__} does not take the model: {one_line(error)}") from error
+    session.held = held  # the session reads them where they are
     if session.get_providers()[0] != device.provider:
         raise RuntimeFailure(f"the session runs on {session.get_providers()[0]}, not on {device.provider}; use --device cpu")
     return session
@@ -155,14 +163,30 @@ def open_session(model: bytes | Path, device: Device, *, lean: bool = False, tur
 
 @contextlib.contextmanager
 def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
-    """A session of a model; one over protobuf's limit, or with values left in files, goes through a temporary file with external data."""
-    if size_of(model) < MAX_PROTO and not any(map(is_mapped, model.graph.initializer)):
-        yield open_session(model.SerializeToString(), device, lean=lean, turns=turns)
+    """A session of a model; one that is over protobuf's limit in memory goes through a temporary file with external data."""
+    if size_of(model) < MAX_PROTO or any(map(is_mapped, model.graph.initializer)):
+        yield open_session(model, device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
         yield open_session(path, device, lean=lean, turns=turns)
+
+
+def _with_values(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
+    """A serialized model, and by name the values of those of its initializers that were left in files."""
+    if not any(map(is_mapped, model.graph.initializer)):
+        return model.SerializeToString(), {}
+    slim, held = onnx.ModelProto(), {}
+    slim.CopyFrom(model)
+    for tensor in slim.graph.initializer:
+        if is_mapped(tensor):
+            values = values_of(tensor)
+            if values.dtype.kind == "V" or values.dtype.name == "bfloat16":  # no type of NumPy's own
+                values = values.view(f"u{values.itemsize}")
+            held[tensor.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+            refer(tensor, location=tensor.name, offset=0, length=values.nbytes)
+    return slim.SerializeToString(), held
 
 
 def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:

@@ -95,8 +95,8 @@ class Stream:
                 keep = sorted((after - set(types)) | asked)
                 names = [*sorted(statistics), *keep]
                 if names:
-                    data, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
-                    session = open_session(data, self._device, lean=True)
+                    stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
+                    session = open_session(stage, self._device, lean=True)
             made = self._run(session, live, inputs, names) if names else {}
             stay = {name: value for name, value in live.items() if name in after or (name in wanted and name not in made)}
             if first:
@@ -119,8 +119,8 @@ class Stream:
         names = [name for name in outputs if name not in types]
         if names:
             stop = len(self._model.graph.node)
-            data, inputs = stages.cut(self._model, self._plan, stop, types, names, (), self._repaired)
-            session = open_session(data, self._device, lean=True)
+            stage, inputs = stages.cut(self._model, self._plan, stop, types, names, (), self._repaired)
+            session = open_session(stage, self._device, lean=True)
         results = []
         for live in self._live[:most]:
             made = self._run(session, live, inputs, names) if names else {}

@@ -123,7 +123,7 @@ def net(folder):
 
 def test_load_leaves_what_is_large_and_save_writes_the_same_files(tmp_path, monkeypatch):
     path = net(tmp_path)
-    plain, left = load(path), load(path, mapped=True)
+    plain, left = load(path), load(path, mapped=0)
     assert [is_mapped(tensor) for tensor in left.model.graph.initializer] == [True] * 3
     assert not any(map(is_mapped, plain.model.graph.initializer))
     assert (left.files, left.places, left.doubt) == (plain.files, plain.places, plain.doubt)
@@ -135,11 +135,11 @@ def test_load_leaves_what_is_large_and_save_writes_the_same_files(tmp_path, monk
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1] and len(written[0]) == 3
     monkeypatch.setattr(mapped, "LARGE", 8 * 8 * 4 + 1)
-    assert not any(map(is_mapped, load(path, mapped=True).model.graph.initializer))
+    assert not any(map(is_mapped, load(path, mapped=0).model.graph.initializer))
 
 
 def test_a_save_that_cannot_read_leaves_everything_as_it_was(tmp_path):
-    loaded = load(net(tmp_path), mapped=True)
+    loaded = load(net(tmp_path), mapped=0)
     target = tmp_path / "out" / "net.onnx"
     target.parent.mkdir()
     save(load(tmp_path / "net.onnx").model, target, external=True)
@@ -157,4 +157,4 @@ def test_a_sparse_tensor_in_a_file_is_still_refused(tmp_path):
     entry.values.CopyFrom(model.graph.initializer[0])
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="lies in another file at a place where that is not read"):
-        load(path, mapped=True)
+        load(path, mapped=0)

@@ -1,0 +1,34 @@
+"""Where to cut a model whose large tensors were left in files, so that no stage needs many of them at a time."""
+
+from __future__ import annotations
+
+import onnx
+
+from onnxprune.graph import stages
+from onnxprune.graph.complete import nbytes
+from onnxprune.graph.mapped import is_mapped
+
+STAGE = 1 << 27
+"""Bytes of such tensors that a stage reads at most, if it has more than one node that reads any."""
+
+
+def has_mapped(model: onnx.ModelProto) -> bool:
+    """True for a model with values that were left in files."""
+    return any(map(is_mapped, model.graph.initializer))
+
+
+def stops(model: onnx.ModelProto) -> list[int]:
+    """The numbers of the nodes before which to cut, ascending; what nodes of constants hand on counts where it is used."""
+    plan = stages.plan(model)
+    sizes = {tensor.name: nbytes(tensor) for tensor in model.graph.initializer if is_mapped(tensor)}
+    found, held = [], 0
+    for number, node in enumerate(model.graph.node):
+        size = sum(sizes.get(name, 0) for name in plan.reads[number])
+        if number in plan.constant:
+            sizes.update(dict.fromkeys(node.output, size))
+            continue
+        if held and held + size > STAGE:
+            found.append(number)
+            held = 0
+        held += size
+    return found
