@@ -10,16 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import zoo
 from conftest import Ran
 
-from onnxprune import prune
+from onnxprune import pipeline, prune
 from onnxprune.errors import OnnxpruneError
-from onnxprune.graph import mapped
+from onnxprune.graph import mapped, stops
 from onnxprune.job import Job, prune_file
 from onnxprune.options import Options
+from onnxprune.runtime import session
 
 Call = Callable[..., Ran]
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +86,71 @@ def test_the_files_are_the_same_by_every_rule(
 ) -> None:
     plain, left = both_ways(external(onnx.load(str(digits / f"{form}.onnx")), tmp_path), monkeypatch, **options)
     assert plain == left
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Leaves tensors in their files where a model runs too, and cuts it before every node that reads one; or does not."""
+    monkeypatch.setattr(mapped, "LARGE", 64)  # what ONNX Runtime must see while it loads the model is smaller
+    monkeypatch.setattr(stops, "STAGE", 1)
+    return lambda on: monkeypatch.setattr(pipeline, "STAGED", 0 if on else 1 << 60)
+
+
+REPAIRED = ("half", "behind_transpose", "one_weight_of_two_nodes", "local_function_called_twice", "layer_norm", "qlinear_matmul")
+
+
+@pytest.mark.parametrize(
+    ("name", "repair"),
+    [
+        *((name, repair) for name in REPAIRED for repair in ("none", "channel", "bn", "reconstruct")),
+        *(pytest.param(name, "channel", marks=pytest.mark.slow) for name in zoo.SUBJECTS if name not in REPAIRED),
+    ],
+)
+def test_a_repair_in_stages_gives_the_same_model(name: str, repair: str, tmp_path: Path, staged: Callable[[bool], None]) -> None:
+    subject = zoo.SUBJECTS[name]()
+    path = external(subject.model, tmp_path)
+    options = Options(sparsity=0.5, repair=repair, batch_size=subject.batch, device="cpu", **subject.options)
+    found = []
+    for on in (False, True):
+        staged(on)
+        target = tmp_path / f"{on}" / "out.onnx"
+        target.parent.mkdir()
+        report = prune_file(Job(path, target), dict(subject.samples), options, lambda *told: None)
+        found.append((report, onnx.load(str(target))))
+    (plain, before), (walked, after) = found
+    assert walked.changes == plain.changes
+    assert [(one.kept, one.nonzero, one.repair, one.notes) for one in walked.layers] == [
+        (one.kept, one.nonzero, one.repair, one.notes) for one in plain.layers
+    ]
+    # The statistics are those of other sessions, which round otherwise: by a unit of the last place of what is stored.
+    for one, other in zip(before.graph.initializer, after.graph.initializer, strict=True):
+        values = onnx.numpy_helper.to_array(one).astype(np.float64)
+        share = 1e-3 if name in ("half", "bfloat16") else 1e-5
+        wide = share * np.abs(values).max(initial=0)
+        np.testing.assert_allclose(onnx.numpy_helper.to_array(other).astype(np.float64), values, rtol=share, atol=wide)
+    if plain.agreement is not None:
+        assert walked.agreement is not None and walked.agreement.score == pytest.approx(plain.agreement.score, abs=1e-3)
+
+
+def test_outputs_and_statistics_never_hold_two_weights(digits: Path, tmp_path: Path, staged: Callable[[bool], None], monkeypatch) -> None:
+    """Every session of a run reads at most the weights of one layer."""
+    staged(True)
+    plain, read = session._with_values, []
+
+    def counted(model: onnx.ModelProto) -> Any:
+        read.append([tensor.name for tensor in model.graph.initializer if mapped.is_mapped(tensor) and len(tensor.dims) > 1])
+        return plain(model)
+
+    monkeypatch.setattr(session, "_with_values", counted)
+    path = external(onnx.load(str(digits / "digits_folded.onnx")), tmp_path)
+    target = tmp_path / "out.onnx"
+    prune_file(
+        Job(path, target), str(digits / "calib.npz"), Options(sparsity=0.9, repair="channel", samples=40, device="cpu"), lambda *told: None
+    )
+    layers = {name for names in read for name in names}
+    assert len(layers) > 5
+    # Convolutions and the shortcuts beside them may lie between two places of repair.
+    assert max(map(len, read)) <= 2
 
 
 def test_a_model_in_python_has_its_values_in_memory(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

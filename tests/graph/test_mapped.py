@@ -7,8 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import mapped
+from onnxprune.graph import stops as stops_of
 from onnxprune.graph.complete import size_of
-from onnxprune.graph.mapped import covered, inside, is_mapped, leave, raw_of, share, values_of
+from onnxprune.graph.mapped import covered, inside, is_mapped, leave, multiplied, raw_of, share, values_of
 from onnxprune.graph.model import load, save
 
 RNG = np.random.default_rng(0)
@@ -158,3 +159,45 @@ def test_a_sparse_tensor_in_a_file_is_still_refused(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="lies in another file at a place where that is not read"):
         load(path, mapped=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_factor_for_every_channel_is_applied_after_the_mask(tmp_path, kind, axis):
+    values = RNG.standard_normal((5, 7, 3)).astype(kind)
+    gain = RNG.uniform(-2, 2, values.shape[axis])
+    kept = RNG.random(values.shape) < 0.5
+    tensor = placed(tmp_path, tensor_of(values))
+    assert covered([tensor], kept) and multiplied([tensor], gain, axis)
+    shape = [-1 if number == axis else 1 for number in range(3)]
+    expected = (np.where(kept, values, 0).astype(np.float64) * gain.reshape(shape)).astype(kind)
+    assert values_of(tensor).tobytes() == expected.tobytes()
+    other = TensorProto(name="other", data_type=tensor.data_type, dims=[5, 7, 3])
+    share(other, tensor)
+    assert values_of(other).tobytes() == expected.tobytes()
+    assert inside(tensor) == tensor_of(values).ByteSize()
+    assert not multiplied([tensor], gain, axis) and not covered([tensor], kept)  # a second one would be rounded once instead of twice
+
+
+def test_stops_lie_where_the_weights_become_many(tmp_path, monkeypatch):
+    loaded = load(net(tmp_path), mapped=0)  # 256 bytes a node
+    found = {}
+    for most in (1, 256, 511, 512, 768):
+        monkeypatch.setattr(stops_of, "STAGE", most)
+        found[most] = stops_of.stops(loaded.model)
+    assert found == {1: [1, 2], 256: [1, 2], 511: [1, 2], 512: [2], 768: []}
+    assert stops_of.has_mapped(loaded.model) and stops_of.stops(load(tmp_path / "net.onnx").model) == []
+
+
+def test_a_constant_handed_on_counts_where_it_is_used(tmp_path, monkeypatch):
+    path = net(tmp_path)
+    model = onnx.load(str(path), load_external_data=False)
+    for number in range(3):
+        model.graph.node[number].input[1] = f"t{number}"
+    turned = [helper.make_node("Transpose", [f"w{number}"], [f"t{number}"]) for number in range(3)]
+    nodes = [*turned, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
+    monkeypatch.setattr(stops_of, "STAGE", 300)
+    assert stops_of.stops(load(path, mapped=0).model) == [4, 5]
