@@ -3,8 +3,8 @@
     python tools/large_external.py FOLDER                     8 MatMuls of 8,192 x 8,192 in float32, 2.1 GB, in 3 files
     python tools/large_external.py FOLDER --layers 3 --width 256    a small one
 
-Needs as much disk as two models, and about four models of memory for a repair. Each repair is a process of its own, so that its peak memory
-is its own.
+Needs as much disk as two models; the check of a result takes two models of memory. Each repair is a process of its own, so that its peak
+memory is its own.
 """
 
 from __future__ import annotations
