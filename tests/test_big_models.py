@@ -194,4 +194,4 @@ def measured(folder: Path, *words: str) -> dict[str, Any]:
 def test_masks_take_a_fraction_of_the_model(tmp_path: Path, words: tuple[str, ...]) -> None:
     found = measured(tmp_path, "--blocks", "6", *words)
     assert found["gb"] == pytest.approx(0.62, abs=0.01)
-    assert found["peak_gb"] < 0.4  # 0.1 is the program itself, and the largest tensor is 35 MB
+    assert found["peak_gb"] < 0.45  # 0.1 is the program itself, and the largest tensor 35 MB; in memory it takes three models
