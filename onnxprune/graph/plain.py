@@ -11,16 +11,15 @@ from collections.abc import Iterator, Mapping
 from math import prod
 
 import onnx
-from onnx import helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
-from onnxprune.graph.walk import CORE, label
+from onnxprune.graph.arithmetic import MOST, computed
+from onnxprune.graph.walk import CORE, label, opset_of
 
 LARGE = 2**26
 """Elements a sample that all tensors may have together, without a trial; the real files of docs/zoo.md have 20 thousand to 95 million."""
 MANY = 5_000
 """More nodes are tried first: ONNX Runtime takes more than its time for long chains (30,000 nodes: a minute and more)."""
-KEPT = 256
-"""Stored tensors of more elements are left out of the inference: they are no shapes."""
 _NAMES = """
 Abs Add And ArgMax ArgMin AveragePool BatchNormalization BitShift Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv
 ConvInteger ConvTranspose Cos DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Equal Erf Exp Expand Flatten Floor GRU
@@ -45,11 +44,9 @@ def unusual(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], batch
             return f"{node.op_type} {label(node)!r}"
         if node.op_type in VARIADIC and not all(node.input):
             return f"{node.op_type} {label(node)!r}, one of whose inputs is left out"
-    try:
-        inferred = shape_inference.infer_shapes(_outline(model, shapes), data_prop=True).graph
-    except Exception:  # the shapes do not fit: the runtime will say so
+    sizes = sizes_of(model, shapes)
+    if sizes is None:
         return "shapes that do not fit"
-    sizes = {value.name: size for value in (*inferred.value_info, *inferred.output) if (size := _size(value)) is not None}
     total = 0
     for node in model.graph.node:
         for name in filter(None, node.output):
@@ -61,20 +58,50 @@ def unusual(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], batch
     return ""
 
 
+def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+    """Tensor -> its number of elements, for those whose size is known beforehand; None when the shapes of the inputs do not fit."""
+    outline = _outline(model, shapes)
+    try:
+        inferred = shape_inference.infer_shapes(outline, data_prop=True).graph
+    except Exception:  # the runtime will say so
+        return None
+    sizes = {value.name: size for value in (*inferred.value_info, *inferred.output) if (size := _size(value)) is not None}
+    return sizes | {tensor.name: prod(tensor.dims) for tensor in outline.graph.initializer}
+
+
+def held(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The elements that a run holds at once beside the weights, as a rule of thumb: the most that one node reads and gives, and as much
+    again for what goes around it. None when a size is not known beforehand."""
+    sizes = sizes_of(model, shapes)
+    if sizes is None or not all(name in sizes for node in model.graph.node for name in node.output if name):
+        return None
+    stored = {tensor.name for tensor in model.graph.initializer}
+    sizes |= {name: prod(shape) for name, shape in shapes.items()}
+    return 2 * max(sum(sizes.get(name, 0) for name in {*node.input, *node.output} - stored) for node in model.graph.node)
+
+
 def _outline(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """The model without large values and without its own words on the shapes of what is computed."""
     outline = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
     graph = outline.graph
     graph.name = "outline"
+    fed = {value.name for value in model.graph.input}
+    small = [tensor for tensor in model.graph.initializer if prod(tensor.dims) <= MOST and tensor.name not in fed]
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in small}
+    opset = opset_of(model)
     for node in model.graph.node:
-        large = next((tensor for tensor in _constants(node) if prod(tensor.dims) > KEPT), None)
-        if large is None:
+        large = next((tensor for tensor in _constants(node) if prod(tensor.dims) > MOST), None)
+        values = computed(node, known, opset) if large is None else None
+        if values is not None:
+            known[node.output[0]] = values
+            graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+        elif large is None:
             graph.node.add().CopyFrom(node)
         else:
             graph.node.add(op_type="Identity", input=[f"{node.output[0]} "], output=node.output)
             graph.input.append(helper.make_tensor_value_info(f"{node.output[0]} ", large.data_type, large.dims))
     for tensor in model.graph.initializer:
-        if prod(tensor.dims) > KEPT:
+        if prod(tensor.dims) > MOST:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         else:
             graph.initializer.add().CopyFrom(tensor)

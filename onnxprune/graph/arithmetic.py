@@ -1,0 +1,64 @@
+"""Small tensors that a graph computes from constants alone: the shapes, paddings and slices that exporters write out node by node.
+
+onnx's shape inference follows a part of that arithmetic; PyTorch's paddings and strided slices are beyond it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxprune.graph.walk import CORE
+
+MOST = 256
+"""Elements of the largest tensor that is computed: what is larger is no shape."""
+_NAMES = """
+Add Cast Concat ConstantOfShape Div Equal Gather Identity Mul Range Reshape Shape Slice Squeeze Sub Transpose Unsqueeze Where
+"""
+KNOWN = frozenset(_NAMES.split())
+"""Operators that give no more than the product of what they read, but for ConstantOfShape and Range, whose sizes are looked at first."""
+
+
+def computed(node: onnx.NodeProto, known: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
+    """What a node of one output gives, where its inputs are known, small, and their arithmetic is plain; None where they are not.
+
+    ``known``: tensor -> its values, of `MOST` elements at most, any dtype.
+    """
+    if node.op_type == "Constant":
+        found = next((numpy_helper.to_array(entry.t) for entry in node.attribute if entry.name == "value"), None)
+    elif node.op_type in KNOWN and node.domain in CORE and len(node.output) == 1 and all(name in known for name in node.input if name):
+        found = _run(node, [known[name] if name else None for name in node.input], opset)
+    else:
+        return None
+    return found if found is not None and found.size <= MOST else None
+
+
+def _run(node: onnx.NodeProto, given: list[NDArray[Any] | None], opset: int) -> NDArray[Any] | None:
+    """The node's output by onnx's reference implementation; None where it would be large, or fails."""
+    if node.op_type == "ConstantOfShape" and (given[0] is None or not 0 <= prod(int(dim) for dim in given[0].ravel()) <= MOST):
+        return None
+    if node.op_type == "Range" and not _short(given):
+        return None
+    from onnx.reference import ReferenceEvaluator  # takes longer to import than most models need it
+
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # whatever is wrong with it, the runtime will say so
+        graph = onnx.helper.make_graph([node], "one", [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(node.input) if name], [])
+        graph.output.add(name=node.output[0])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        feed = {name: value for name, value in zip(node.input, given, strict=True) if name}
+        outputs: list[Any] = list(ReferenceEvaluator(model).run(None, feed))
+        return np.asarray(outputs[0])
+    return None
+
+
+def _short(given: list[NDArray[Any] | None]) -> bool:
+    """True for a Range of `MOST` elements at most."""
+    start, limit, delta = (np.inf if value is None or value.size != 1 else float(value.ravel()[0]) for value in given)
+    return bool(delta) and abs(limit - start) / abs(delta) <= MOST
