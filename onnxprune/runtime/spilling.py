@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.runtime.pages import Pages
 from onnxprune.runtime.session import Device, as_array, to_device
 
 LEAST = mmap.ALLOCATIONGRANULARITY
@@ -33,8 +34,6 @@ PLAIN = (
     *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
 )
 """Element types that numpy has; a tensor of another one stays in memory."""
-
-PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Live:
@@ -86,6 +85,7 @@ class Memory:
         self._held = self._filed = self._end = 0
         self._file: IO[bytes] | None = None
         self._parts: list[tuple[int, int]] = []  # start and length of what is free in the file, ascending, never side by side
+        self._pages = Pages()
 
     def hold(self, value: Any, device: Device) -> Live:
         """Take an OrtValue in: the caller keeps no reference of its own.
@@ -95,20 +95,25 @@ class Memory:
         """
         nbytes = math.prod(value.shape()) * onnx.helper.tensor_dtype_to_np_dtype(value.element_type()).itemsize
         with self._lock:
-            if self._held + nbytes <= self.budget or nbytes < LEAST or value.element_type() not in PLAIN:
-                self._held += nbytes
-                self.peak = max(self.peak, self._held + self._filed)
-                live = Live(self, _apart(value, nbytes, device), device, None)
-                weakref.finalize(live, self._release, nbytes)
-                return live
-            skew = value.data_ptr() % ALIGNED
-            length = -(-(nbytes + skew) // LEAST) * LEAST
-            start = self._write(as_array(value), skew, length)
-            self.spilled += nbytes
+            if not (stays := self._held + nbytes <= self.budget or nbytes < LEAST or value.element_type() not in PLAIN):
+                skew = value.data_ptr() % ALIGNED
+                length = -(-(nbytes + skew) // LEAST) * LEAST
+                start = self._write(as_array(value), skew, length)
+                self.spilled += nbytes
+            self._held += nbytes if stays else 0
             self.peak = max(self.peak, self._held + self._filed)
+            self._pages.shrink(self.budget - self._held)
+        if not stays:
             live = Live(self, value, device, (start, skew))
             weakref.finalize(live, self._free, start, length)
             return live
+        try:
+            live = Live(self, _apart(value, nbytes, device, self._pages), device, None)
+        except BaseException:
+            self._release(nbytes)
+            raise
+        weakref.finalize(live, self._release, nbytes)
+        return live
 
     def mapped(self, owner: Live, start: int, length: int) -> Mapped:
         """A part of the file, to read."""
@@ -170,7 +175,7 @@ class Memory:
             parts.insert(at, (start, length))
 
 
-def _apart(value: Any, nbytes: int, device: Device) -> Any:
+def _apart(value: Any, nbytes: int, device: Device, pages: Pages) -> Any:
     """The value on its own: ONNX Runtime keeps all outputs of a run while one of them lives.
 
     On the CPU its pages are its own too: between what a stage allocates and frees, it would keep the heap from being given back.
@@ -181,7 +186,6 @@ def _apart(value: Any, nbytes: int, device: Device) -> Any:
     given = as_array(value)
     if nbytes < LEAST:
         return to_device(np.array(given), device)
-    skew = value.data_ptr() % ALIGNED
-    array = np.frombuffer(mmap.mmap(-1, nbytes + skew, **PRIVATE), given.dtype, given.size, skew).reshape(given.shape)
+    array = pages.array(given.shape, given.dtype, value.data_ptr() % ALIGNED)
     array[...] = given
     return to_device(array, device)

@@ -1,0 +1,57 @@
+"""Pages that are used again: never while somebody reads them, and never too many."""
+
+import numpy as np
+
+from onnxprune.runtime import pages as module
+from onnxprune.runtime.pages import Pages
+
+KIND = np.dtype(np.float32)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_the_pages_of_what_is_gone_serve_what_comes():
+    pages = Pages()
+    first = pages.array((4, 256), KIND, 0)
+    first[...] = 1
+    where = address(first)
+    del first
+    assert pages.spare == 4096
+    second = pages.array((1024,), KIND, 0)  # another shape of the same length
+    assert (address(second), pages.spare) == (where, 0)
+    assert pages.array((1025,), KIND, 0).shape == (1025,)
+
+
+def test_a_view_keeps_them():
+    pages = Pages()
+    first = pages.array((2, 512), KIND, 0)
+    first[...] = 7
+    row = first[1:].reshape(-1)
+    del first
+    assert pages.spare == 0
+    other = pages.array((2, 512), KIND, 0)
+    other[...] = 0
+    np.testing.assert_array_equal(row, 7)
+    del row
+    assert pages.spare == 4096
+
+
+def test_an_array_begins_where_it_is_told_to():
+    assert address(Pages().array((8,), KIND, 36)) % 4096 == 36
+
+
+def test_no_more_than_so_much_is_kept_and_what_is_used_stays(monkeypatch):
+    monkeypatch.setattr(module, "SPARE", 3 * 4096)
+    pages = Pages()
+    held = [pages.array((1024 * size,), KIND, 0) for size in (1, 2, 1)]
+    held.pop()  # 1 page
+    held.pop()  # 2 pages
+    assert pages.spare == 3 * 4096
+    held.append(pages.array((1024,), KIND, 0))
+    held.clear()  # two pieces of one page come back, and those of two pages were used longest ago
+    assert pages.spare == 2 * 4096
+    pages.shrink(4095)
+    assert pages.spare == 0
+    pages.shrink(-1)
