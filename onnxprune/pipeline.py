@@ -32,7 +32,7 @@ from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, by_error, carried_out, outputs
-from onnxprune.runtime.heap import returned
+from onnxprune.runtime.heap import heap
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.trial import try_first
@@ -133,8 +133,8 @@ def run(
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = _given(model, mapped=None if not mapped else 0 if calib is None else STAGED)
-    blas, heap = threadpool_limits(options.threads or None, "blas"), returned(options.memory is not None)
-    with blas, heap, blamed(given.doubt, lambda: proof(given.model)):
+    blas, memory = threadpool_limits(options.threads or None, "blas"), heap(bounded=options.memory is not None)
+    with blas, memory, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
         return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result
 

@@ -32,7 +32,7 @@ from onnxprune.pipeline import proof
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
 from onnxprune.reporting import versions
 from onnxprune.running import carried_out, decided
-from onnxprune.runtime.heap import returned
+from onnxprune.runtime.heap import heap
 from onnxprune.sweep_report import SweepReport, SweepRow
 
 STATISTIC = ("bn", "layer", "channel", "asr")
@@ -183,7 +183,7 @@ def _bench(asked: Sweep, identity: str) -> tuple[Bench, Outputs]:
 def _run(asked: Sweep, identity: str, rows: Sequence[tuple[str, Options]]) -> list[SweepRow]:
     """The rows of one task: options of one allocation and sparsity, with their keys."""
     bench, first = _bench(asked, identity)
-    with threadpool_limits(min(rows[0][1].threads, allowed()) or None, "blas"), returned(rows[0][1].memory is not None):
+    with threadpool_limits(min(rows[0][1].threads, allowed()) or None, "blas"), heap(bounded=rows[0][1].memory is not None):
         return [_row(bench, first, key, options) for key, options in rows]
 
 
