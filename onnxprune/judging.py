@@ -16,14 +16,15 @@ from onnxprune.graph.views import FLOATS
 from onnxprune.numerics.agreement import Agreement, agreement
 from onnxprune.report import AgreementReport, OutputAgreement
 from onnxprune.runtime.session import Device, as_array, run_session
+from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 
 Outputs = dict[str, NDArray[Any]]
 
 
-def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[], None] = lambda: None) -> Outputs:
-    """Output name -> the values over all batches, (samples, ...), for the outputs that are float tensors.
+def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[], None] = lambda: None, at_once: int = 1) -> Outputs:
+    """Output name -> the values over all batches, (samples, ...), for the outputs that are float tensors; so many batches run at once.
 
     An output without a batch axis counts each batch as one sample, (1, 1, values): such a row holds no classes.
     """
@@ -32,8 +33,8 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
         return {}
 
     def made() -> Iterator[tuple[int, Sequence[NDArray[Any]]]]:
-        for batch in batches:
-            yield size_of(batch, axes), run_session(session, batch, names)
+        for values in several(lambda batch: (size_of(batch, axes), run_session(session, batch, names)), batches, at_once):
+            yield values
             tick()
 
     return stacked(names, made(), axes)

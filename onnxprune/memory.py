@@ -15,6 +15,7 @@ for power, letter in enumerate("KMGT", 1):
     UNITS |= {f"{letter}B": 1000**power, f"{letter}IB": 1024**power}
 UNKNOWN = 2 * 10**9
 """Bytes taken for free where the system does not tell."""
+SIDE_BY_SIDE, PART = 4, 8
 ROOT = Path("/")
 
 
@@ -40,6 +41,17 @@ def budget(asked: int | None) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, free() * allowed() // cores // 2)
+
+
+def at_once(cores: int, held: int | None) -> int:
+    """How many batches run side by side: a divisor of the cores that compute, `SIDE_BY_SIDE` at most.
+
+    One where it is not known what a batch takes (``held``, bytes); together they take one part in `PART` of the budget at most.
+    """
+    if held is None:
+        return 1
+    most = min(SIDE_BY_SIDE, budget(None) // PART // max(held, 1))
+    return max((count for count in range(1, most + 1) if cores % count == 0), default=1)
 
 
 def free(root: Path = ROOT) -> int:

@@ -31,7 +31,7 @@ from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
-from onnxprune.running import Done, Tools, by_error, carried_out, outputs
+from onnxprune.running import Done, Tools, beside, by_error, carried_out, outputs
 from onnxprune.runtime.heap import heap
 from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
 from onnxprune.runtime.spilling import Memory
@@ -180,7 +180,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     with clock.phase("load"):
         tried(dense, taken, options)
     notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
-    tools = Tools(device, taken, clock, progress, memory=Memory(budget(options.memory)))
+    tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=Memory(budget(options.memory)))
     if options.measured:
         kept = by_error(dense, kept, options, tools)
     first = outputs(dense, "dense outputs", tools)

@@ -7,7 +7,7 @@ pruned. They are made when they are first asked for, and kept. The model that is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx
@@ -15,16 +15,20 @@ import onnx
 from onnxprune.budgeting import chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.drawing import Taken
+from onnxprune.graph.plain import held
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
 from onnxprune.graph.stops import has_mapped
 from onnxprune.judging import Outputs, collect, collect_in_stages
 from onnxprune.masking import Decided, Masked, decide, masked
+from onnxprune.memory import at_once
+from onnxprune.numerics.elimination import allowed
 from onnxprune.numerics.moments import Moments
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.session import Device, session_of
 from onnxprune.runtime.spilling import Memory
+from onnxprune.runtime.trial import many
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
 
 
@@ -54,6 +58,18 @@ class Done:
     outputs: Outputs | None
 
 
+def beside(device: Device, model: onnx.ModelProto, taken: Taken, options: Options) -> Device:
+    """The device with as many batches at once as cores and memory let run side by side, and the threads that each has then."""
+    if device.kind != "cpu" or options.memory is not None:
+        return device
+    cores = device.threads or allowed()
+    shapes = {name: value.shape for name, value in taken.first().items()}
+    size = 1 if taken.least > 1 else taken.batch_size
+    elements = held(model, {name: many(shape, taken.axes.inputs[name], size) for name, shape in shapes.items()})
+    count = at_once(cores, None if elements is None else 4 * elements)
+    return device if count == 1 else replace(device, threads=cores // count, at_once=count)
+
+
 def decided(dense: onnx.ModelProto, options: Options, tools: Tools) -> Decided:
     """What each layer keeps, by measured layers where the allocation asks for them."""
     with tools.clock.phase("allocation"):
@@ -67,7 +83,7 @@ def by_error(dense: onnx.ModelProto, found: Decided, options: Options, tools: To
     rows = chosen_samples(taken.split.repair, taken.batch_size)
     with tools.clock.phase("error curves"):
         told = partial(ticker, tools.progress, "error curves")
-        curves = measure(dense, found, options, lambda: taken.batches(rows), taken.axes, tools.device, told, tools.memory)
+        curves = measure(dense, found, options, lambda: taken.batches(rows), taken.axes, tools.device.alone, told, tools.memory)
     with tools.clock.phase("allocation"):
         return decide(dense, options, curves)
 
@@ -90,7 +106,7 @@ def outputs(model: onnx.ModelProto, phase: str, tools: Tools) -> Outputs | None:
             return collect_in_stages(model, tools.taken.batches(held), tools.taken.axes, tools.device, tools.memory)
     with tools.clock.phase("agreement"), session_of(model, tools.device) as session:
         tick = ticker(tools.progress, phase, tools.taken.count(held))
-        return collect(session, tools.taken.batches(held), tools.taken.axes, tick)
+        return collect(session, tools.taken.batches(held), tools.taken.axes, tick, tools.device.at_once)
 
 
 def statistics(dense: onnx.ModelProto, points: Sequence[Point], tools: Tools) -> list[Moments]:
@@ -129,7 +145,7 @@ def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tool
         keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory)
+            how = (options.n_m, options.include, options.seed, tools.device.alone, tick, tools.memory)
             return reconstruct_in_order(dense, pruned.constants, keep, batches, reached, *how)
     moments = statistics(dense, points, tools)
     with tools.clock.phase("repair"):

@@ -172,6 +172,28 @@ def test_the_budget_is_half_of_what_is_free_by_its_share_of_the_cores(monkeypatc
     assert budget(None) == GIB
 
 
+@pytest.mark.parametrize(
+    ("cores", "held", "count"),
+    [
+        (2, 1, 2),
+        (1, 1, 1),
+        (16, 1, 4),
+        (6, 1, 3),
+        (7, 1, 1),
+        (2, None, 1),
+        (2, GIB // 4, 2),
+        (2, GIB // 4 + 1, 1),
+        (4, 0, 4),
+        (2, 9 * GIB, 1),
+    ],
+)
+def test_batches_run_side_by_side_where_they_take_an_eighth_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch, cores: int, held: int | None, count: int
+) -> None:
+    monkeypatch.setattr(memory, "budget", lambda asked: 4 * GIB)
+    assert memory.at_once(cores, held) == count
+
+
 # ---- the peak of real runs
 
 

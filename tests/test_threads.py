@@ -96,3 +96,19 @@ def test_there_are_never_more_threads_than_cores() -> None:
 def test_a_negative_number_is_refused() -> None:
     with pytest.raises(UsageError, match="--threads -1 is negative; give 1 or more, or 0 for all cores"):
         Options(sparsity=0.5, threads=-1)
+
+
+@pytest.mark.parametrize(("repair", "each"), [("channel", 1), ("reconstruct", 2)])
+def test_two_batches_with_one_thread_each_or_one_with_two(
+    seen: dict[str, set[Any]], monkeypatch: pytest.MonkeyPatch, repair: str, each: int
+) -> None:
+    """A reconstruction has threads of its own besides, so its walks take one batch at a time; the agreement does not."""
+    monkeypatch.setattr("onnxprune.pipeline.allowed", lambda: 2)
+    prune(twins(depth=2)[0], {"x": samples(40)}, sparsity=0.5, repair=repair, device="cpu", threads=2)
+    assert seen["sessions"] == {1, each}
+
+
+def test_a_bounded_memory_takes_one_batch_at_a_time(seen: dict[str, set[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.pipeline.allowed", lambda: 2)
+    prune(twins(depth=2)[0], {"x": samples(40)}, sparsity=0.5, device="cpu", threads=2, memory="1GB")
+    assert seen["sessions"] == {2}

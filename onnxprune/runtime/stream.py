@@ -9,6 +9,7 @@ memory budget lie in a file (spilling).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from onnxprune.graph import stages
 from onnxprune.graph.probes import Probe
 from onnxprune.runtime.session import Device, as_array, open_session, run_bound, run_session, session_of, to_device
+from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Live, Memory
 
 Batch = dict[str, NDArray[Any]]
@@ -32,7 +34,7 @@ class Stream:
         model: read anew at every stage; the caller changes the values of its tensors between the calls.
         batches: the calibration batches; read once, at the first ``advance``.
         targets: the tensors that will be asked for; nodes that none of them needs never run.
-        device: where the stages run.
+        device: where the stages run, and how many batches at once.
         memory: the budget of the live tensors, which several walks may share; None for all that there is.
     """
 
@@ -84,38 +86,48 @@ class Stream:
         self.stages_run += 1
         raw = {name for name, how in self._repaired.items() if how.source == name}  # live ones are as they were before their repair
         statistics = {name for probe in probes for name in probe.outputs}
-        names: list[str] | None = None  # what the stage gives: known once the first batch tells which tensors are live
-        keep: list[str] = []
+        incoming = self._incoming() if first else iter(())
+        self._live += list(islice(incoming, 1))
+        if not self._live:
+            return []
+        types = self._types(first)  # the first batch tells which tensors are live
+        asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
+        keep = sorted((after - set(types)) | asked)
+        names = [*sorted(statistics), *keep]
         session: Any = None
-        results: list[dict[str, Any]] = []
-        for live in self._incoming() if first else iter(self._live):
-            if names is None:
-                types = self._types(live if first else None)
-                asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
-                keep = sorted((after - set(types)) | asked)
-                names = [*sorted(statistics), *keep]
-                if names:
-                    stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
-                    session = open_session(stage, self._device, lean=True)
+        inputs: dict[str, str] = {}
+        if names:
+            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
+            session = open_session(stage, self._device, lean=True)
+
+        def advanced(number: int) -> dict[str, Any]:
+            """Bring one batch to the new point; no thread touches another's."""
+            live = self._live[number]
             made = self._run(session, live, inputs, names) if names else {}
             stay = {name: value for name, value in live.items() if name in after or (name in wanted and name not in made)}
             if first:
                 stay = {name: self._memory.hold(value.value(), self._device) for name, value in stay.items()}
-                self._live.append({})
-            kept = self._live[len(results)] = {name: value for name, value in stay.items() if name in after}
+            kept = self._live[number] = {name: value for name, value in stay.items() if name in after}
             del live  # what is over goes before what is new comes
             fresh = {**stay, **{name: self._memory.hold(made.pop(name), self._device) for name in keep}}
-            results.append({name: np.array(as_array(made[name])) if name in made else fresh[name] for name in wanted})
             kept.update((name, fresh[name]) for name in keep if name in after and name not in raw)
-            del stay, fresh
-        return results
+            return {name: np.array(as_array(made[name])) if name in made else fresh[name] for name in wanted}
+
+        def numbers() -> Iterator[int]:
+            yield from range(len(self._live))
+            for live in incoming:
+                self._live.append(live)
+                del live
+                yield len(self._live) - 1
+
+        return list(several(advanced, numbers(), self._device.at_once))
 
     def finish(self, outputs: Sequence[str], most: int) -> list[list[Live]]:
         """Tensors behind the walk for the first ``most`` batches, by the parameters of now; the walk stays.
 
         They are targets that were announced and are still to come.
         """
-        types = self._types(None)
+        types = self._types()
         names = [name for name in outputs if name not in types]
         if names:
             stop = len(self._model.graph.node)
@@ -144,10 +156,10 @@ class Stream:
         for batch in self._batches:
             yield {name: passing.hold(to_device(value, self._device), self._device) for name, value in batch.items()}
 
-    def _types(self, first: dict[str, Live] | None) -> dict[str, stages.LiveType]:
+    def _types(self, first: bool = False) -> dict[str, stages.LiveType]:
         """Element type and shape of every live tensor; a dimension that differs between batches is None."""
-        if first is not None:  # later batches may be shorter, and their lengths are not known yet
-            return {name: (value.element_type(), (None,) * len(value.shape())) for name, value in first.items()}
+        if first:  # later batches may be shorter, and their lengths are not known yet
+            return {name: (value.element_type(), (None,) * len(value.shape())) for name, value in self._live[0].items()}
         types: dict[str, stages.LiveType] = {}
         for name, value in self._live[0].items():
             shapes = [live[name].shape() for live in self._live]
@@ -169,6 +181,9 @@ def one_pass(model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[
     names = [name for probe in probes for name in probe.outputs]
     with session_of(copy, device, lean=True) as session:
         del copy
-        for batch in batches:
+
+        def read(batch: Batch) -> list[Groups]:
             made = dict(zip(names, run_session(session, batch, names), strict=True))
-            yield [read_probe(probe, made) for probe in probes]
+            return [read_probe(probe, made) for probe in probes]
+
+        yield from several(read, batches, device.at_once)

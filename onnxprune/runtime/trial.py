@@ -54,7 +54,7 @@ def try_first(
     """
     if not seconds or not sys.executable or getattr(sys, "frozen", False):
         return
-    why = unusual(model, {name: _many(value.shape, axes[name], batch) for name, value in sample.items()}, batch)
+    why = unusual(model, {name: many(value.shape, axes[name], batch) for name, value in sample.items()}, batch)
     if not why:
         return
     memory = available()
@@ -84,7 +84,7 @@ def try_first(
         raise ModelError(f"the model needs more memory than is free ({memory / 2**30:.1f} GiB) for {what}; {AWAY}")
 
 
-def _many(shape: tuple[int, ...], axis: int | None, batch: int) -> tuple[int, ...]:
+def many(shape: tuple[int, ...], axis: int | None, batch: int) -> tuple[int, ...]:
     """The shape of a batch, from that of one sample."""
     return shape if axis is None else (*shape[:axis], shape[axis] * batch, *shape[axis + 1 :])
 
