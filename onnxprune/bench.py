@@ -20,6 +20,7 @@ from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed, note
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.points import points
+from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
 from onnxprune.memory import budget
@@ -66,7 +67,7 @@ def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | 
     device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
     if not len(taken.split.holdout):
         raise UsageError("combinations are compared on held-out samples; give --holdout above 0")
-    tried(dense, taken, options)
+    within_memory(taken, lambda less, told: tried(dense, less, options))
     taken = replace(taken, memory={})
     read = None if labels is None else read_labels(labels, taken.samples.count)
     digest, whole = hashlib.sha256(), hashlib.sha256()
@@ -93,8 +94,12 @@ def dense_outputs(bench: Bench) -> Outputs:
         UsageError: there is no float output to compare, or none with classes for the labels.
         CalibrationError: a label is no class of the output.
     """
+
+    def made(taken: Taken, told: list[str]) -> Outputs:
+        return outputs(bench.dense, "dense outputs", replace(bench.tools, taken=taken)) or {}
+
     with blamed(bench.doubt, lambda: proof(bench.dense)):
-        first = outputs(bench.dense, "dense outputs", bench.tools) or {}
+        first = within_memory(bench.tools.taken, made)
     if not any(value.size for value in first.values()):
         raise UsageError("the model has no float output to compare with")
     if bench.labels is not None:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from onnxprune.errors import GateError, OnnxpruneError, UsageError
+from onnxprune.errors import GateError, OnnxpruneError, OutOfMemory, UsageError
+from onnxprune.halving import smaller
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
 from onnxprune.options import AUTO, SEARCHED, Options
@@ -67,6 +68,10 @@ class Search:
             assert done.outputs is not None
             chosen, judged = (scored(compare_outputs(*parts)) for parts in halves(self.first, done.outputs))
             trial = Trial(done, chosen, score(judged))
+        except OutOfMemory as caught:
+            if smaller(self.tools.taken) is not None:
+                raise  # all candidates are compared on the same batches
+            error = str(caught)
         except OnnxpruneError as caught:
             error = str(caught)
         entry = CandidateReport(options.alloc, options.repair, options.sparsity, time.perf_counter() - begin, error=error)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxprune.clock import Progress, ticker
-from onnxprune.drawing import Calib, draw
+from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.feeding import input_specs
 from onnxprune.graph import layers, sparse
@@ -20,6 +20,7 @@ from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed
 from onnxprune.graph.inlining import inlined
 from onnxprune.graph.tensors import Constants
+from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, collect, compare_outputs, size_of, unknown
 from onnxprune.numerics.agreement import accuracy
 from onnxprune.options import Options
@@ -119,18 +120,23 @@ def _compare(
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
     _same_outputs(first.model, dense, second.model, pruned)
     device = device_of(options)
-    taken = draw(calib, first.model, options, holdout=0.0)
-    rows = taken.split.repair
-    classes = None if labels is None else read_labels(labels, taken.samples.count)[taken.order(rows)]
-    outputs = []
-    for loaded in (first, second):
-        tried(inlined(loaded.model), taken, options)
-    with session_of(first.model, device, turns=True) as one, session_of(second.model, device, turns=True) as other:
-        for name, session in (("dense outputs", one), ("pruned outputs", other)):
-            tick = ticker(progress, name, taken.count(rows))
-            outputs.append(collect(session, taken.batches(rows), taken.axes, tick))
-        right = None if labels is None or classes is None else _accuracy(labels, classes, *outputs)
-        latency = _latency(race([one, other], batch := next(taken.batches(rows))), size_of(batch, taken.axes), device)
+    drawn = draw(calib, first.model, options, holdout=0.0)
+    rows = drawn.split.repair
+    classes = None if labels is None else read_labels(labels, drawn.samples.count)[drawn.order(rows)]
+
+    def ran(taken: Taken, told: list[str]) -> tuple[list[Outputs], Accuracy | None, Latency, list[str]]:
+        for loaded in (first, second):
+            tried(inlined(loaded.model), taken, options)
+        found = []
+        with session_of(first.model, device, turns=True) as one, session_of(second.model, device, turns=True) as other:
+            for name, session in (("dense outputs", one), ("pruned outputs", other)):
+                tick = ticker(progress, name, taken.count(rows))
+                found.append(collect(session, taken.batches(rows), taken.axes, tick))
+            right = None if labels is None or classes is None else _accuracy(labels, classes, *found)
+            batch = next(taken.batches(rows))
+            return found, right, _latency(race([one, other], batch), size_of(batch, taken.axes), device), told
+
+    outputs, right, latency, told = within_memory(drawn, ran)
     densities = _densities(first, second)
     return Comparison(
         dense=describe(dense, first.files, first.files, saved=sparse.saved(first.model, first.sparse)),
@@ -143,7 +149,7 @@ def _compare(
         dense_sparsity=_sparsity([(entry.weights, entry.dense) for entry in densities if entry.pruned is not None]),
         pruned_sparsity=_sparsity([(entry.weights, entry.pruned) for entry in densities if entry.pruned is not None]),
         layers=tuple(densities),
-        notes=(*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes, *unknown(outputs[0])),
+        notes=(*([device.note] if device.note else []), *drawn.samples.notes, *drawn.split.notes, *told, *unknown(outputs[0])),
     )
 
 

@@ -96,6 +96,14 @@ class Taken:
         return self.axes.laid_out(mirrored(given, self.widths, self.batch_size))
 
     @property
+    def largest(self) -> int:
+        """How many samples the largest batch has, mirror images among them."""
+        repair = calibration.runs(self.samples, self.split.repair, self._originals)
+        held = calibration.runs(self.samples, self.split.holdout, self.batch_size)
+        twice = 2 if self.widths and self.batch_size % 2 == 0 else 1
+        return max([twice * max(map(len, repair), default=0), *map(len, held)])
+
+    @property
     def repairs(self) -> int:
         """How many batches the repair has."""
         given = len(calibration.runs(self.samples, self.split.repair, self._originals))

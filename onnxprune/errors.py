@@ -28,6 +28,10 @@ class RuntimeFailure(OnnxpruneError):
     """ONNX Runtime cannot run the model, or not on the asked device."""
 
 
+class OutOfMemory(RuntimeFailure):
+    """What was to run did not fit in memory; smaller batches may."""
+
+
 class UsageError(OnnxpruneError):
     """Options that contradict each other or name something that is not there."""
 

@@ -24,8 +24,9 @@ from onnxprune.graph import sparse
 from onnxprune.graph.complete import PROTO_LIMIT
 from onnxprune.graph.doubt import blamed, doubt_of, note
 from onnxprune.graph.inlining import inlined, restored
+from onnxprune.halving import within_memory
 from onnxprune.judging import judge, unknown
-from onnxprune.masking import allocations, decide, masked
+from onnxprune.masking import Decided, allocations, decide, masked
 from onnxprune.memory import budget
 from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
@@ -98,15 +99,17 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         with clock.phase("allocation"):
             dense = inlined(given.model)
             kept = decide(dense, options)
-        taken, memory = None, None
-        if options.measured and calib is not None:
-            taken = draw(calib, dense, options, holdout=options.holdout)
+        if not options.measured or calib is None:
+            return build(masked(dense, kept), options, [], None, None, None, clock.seconds, note(given.doubt))
+
+        def measured(taken: Taken, told: list[str]) -> Report:
             tried(dense, taken, options)
             memory = Memory(budget(options.memory))
-            kept = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None, memory=memory))
-        pruned = masked(dense, kept)
-        used, told = None if taken is None else taken.report, note(given.doubt)
-        return build(pruned, options, [], None, used, None, clock.seconds, told, memory=memory)
+            found = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None, memory=memory))
+            notes = note(given.doubt) + told
+            return build(masked(dense, found), options, [], None, taken.report, None, clock.seconds, notes, memory=memory)
+
+        return within_memory(draw(calib, dense, options, holdout=options.holdout), measured)
 
 
 def run(
@@ -176,17 +179,26 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
         kept = decide(dense, candidates(options, least)[0] if options.auto else options)
     if calib is None:
         return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
-    device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
-    with clock.phase("load"):
-        tried(dense, taken, options)
-    notes += [*([device.note] if device.note else []), *taken.samples.notes, *taken.split.notes]
-    tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=Memory(budget(options.memory)))
+    device, drawn = device_of(options), draw(calib, dense, options, holdout=options.holdout)
+    notes += [*([device.note] if device.note else []), *drawn.samples.notes, *drawn.split.notes]
+
+    def sampled(taken: Taken, told: list[str]) -> Result:
+        with clock.phase("load"):
+            tried(dense, taken, options)
+        tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=Memory(budget(options.memory)))
+        return _with_samples(given, dense, kept, options, tools, notes + told)
+
+    return within_memory(drawn, sampled)
+
+
+def _with_samples(given: files.Loaded, dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools, notes: list[str]) -> Result:
+    """All that comes once the samples are drawn; what it was given stays as it was."""
     if options.measured:
         kept = by_error(dense, kept, options, tools)
     first = outputs(dense, "dense outputs", tools)
     choice: ChoiceReport | None = None
     if options.auto:
-        tools = replace(tools, taken=replace(taken, memory={}))
+        tools = replace(tools, taken=replace(tools.taken, memory={}))
         done, choice = choose(dense, options, first, tools)
         if not choice.split:
             notes.append("the agreement is measured on the samples that chose, and so a little too high: they cannot be told apart")
@@ -194,7 +206,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     if choice is None:
         done = carried_out(dense, kept, options, tools)
     agreement: AgreementReport | None = None
-    taken.refuse_changes()
+    tools.taken.refuse_changes()
     if first is not None and done.outputs is not None:
         notes += unknown(first)
         before = alone or done.outputs
@@ -203,7 +215,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
         else:
             (_, (ours, last)), (_, (_, before)) = halves(first, done.outputs), halves(first, before)
             agreement = judge(ours, before, last)
-    return _result(given, done, agreement, tools, clock, notes, choice)
+    return _result(given, done, agreement, tools, tools.clock, notes, choice)
 
 
 def _result(

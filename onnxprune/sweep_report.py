@@ -16,7 +16,8 @@ class SweepRow:
     ``key`` is the SHA-256 of all that decides the row: model, samples, options, versions. ``weights`` and ``kept`` count the layers that
     are pruned; ``sparsity`` = 1 - kept / weights. ``score`` is the agreement with the dense model on the held-out samples, by the sweep's
     ``measure`` on its ``output``; ``kl``, ``cosine`` and ``sqnr_db`` are of that output too. ``accuracy`` is the share of held-out samples
-    whose label is the pruned model's class, None without labels. A row that failed has its ``error``, and None for what was not measured.
+    whose label is the pruned model's class, None without labels. ``batch_size`` is below the sweep's where memory ran out. A row that
+    failed has its ``error``, and None for what was not measured.
     """
 
     key: str
@@ -34,6 +35,7 @@ class SweepRow:
     accuracy: float | None = None
     seconds: float = 0.0
     error: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ def show_sweep(console: Console, report: SweepReport) -> None:
     grid = _table("allocation", "sparsity", "repair", "agreement", "KL", "SQNR dB", *(["accuracy"] if labelled else []), "seconds", "")
     chosen = {(best.alloc, best.sparsity_asked, best.repair) for best in report.best}
     for row in report.rows:
+        less = row.batch_size is not None and row.batch_size < report.calibration.batch_size
         mark = "best" if (row.alloc, row.sparsity_asked, row.repair) in chosen else ""
         cells = [row.alloc, f"{row.sparsity_asked:g}", row.repair, _number(row.score), _number(row.kl), _number(row.sqnr_db, 1)]
         cells += [_number(row.accuracy)] if labelled else []
-        grid.add_row(*cells, f"{row.seconds:.1f}", Text(row.error or mark))
+        marks = [mark, f"in batches of {row.batch_size}, memory ran out" if less else ""]
+        grid.add_row(*cells, f"{row.seconds:.1f}", Text(row.error or "; ".join(filter(None, marks))))
     console.print(grid)
     console.print()
     best = _table("sparsity", "best", "agreement", "KL", *(["accuracy"] if labelled else []))

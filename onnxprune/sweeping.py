@@ -6,6 +6,7 @@ with the rows that are missing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,9 +22,11 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from onnxprune.bench import Bench, accuracy, classes_of, dense_outputs, dense_statistics, open_bench
-from onnxprune.errors import ModelError, OnnxpruneError, UsageError
+from onnxprune.drawing import Taken
+from onnxprune.errors import ModelError, OnnxpruneError, OutOfMemory, UsageError
 from onnxprune.executing import each
 from onnxprune.graph.doubt import blamed
+from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
 from onnxprune.numerics.elimination import allowed
@@ -31,7 +34,7 @@ from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
 from onnxprune.pipeline import proof
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
 from onnxprune.reporting import versions
-from onnxprune.running import carried_out, decided
+from onnxprune.running import Done, Tools, carried_out, decided
 from onnxprune.runtime.heap import heap
 from onnxprune.sweep_report import SweepReport, SweepRow
 
@@ -161,7 +164,8 @@ _lock = threading.RLock()
 
 def _keep(asked: Sweep, bench: Bench, first: Outputs) -> None:
     if any(repair in STATISTIC for repair in asked.repairs):
-        dense_statistics(bench, asked.options)
+        with contextlib.suppress(OutOfMemory, MemoryError):  # each row makes its own then, in batches that fit
+            dense_statistics(bench, asked.options)
     _opened[:] = [(asked, bench, first)]
 
 
@@ -190,9 +194,14 @@ def _run(asked: Sweep, identity: str, rows: Sequence[tuple[str, Options]]) -> li
 def _row(bench: Bench, first: Outputs, key: str, options: Options) -> SweepRow:
     begin = time.perf_counter()
     row = SweepRow(key, options.alloc, options.sparsity, options.repair)
+
+    def carried(taken: Taken, told: list[str]) -> tuple[Done, int]:
+        tools = replace(bench.tools, taken=taken, moments={}) if told else bench.tools
+        return carried_out(bench.dense, _kept(bench, options, tools), options, tools), taken.batch_size
+
     try:
         with blamed(bench.doubt, lambda: proof(bench.dense)):
-            done = carried_out(bench.dense, _kept(bench, options), options, bench.tools)
+            done, batch_size = within_memory(bench.tools.taken, carried)
         assert done.outputs is not None
         entry = scored(compare_outputs(first, done.outputs))
         right = None if bench.labels is None else accuracy(bench, done.outputs, classes_of(first))
@@ -211,6 +220,7 @@ def _row(bench: Bench, first: Outputs, key: str, options: Options) -> SweepRow:
         cosine=_finite(entry.cosine),
         sqnr_db=_finite(entry.sqnr_db),
         accuracy=right,
+        batch_size=batch_size,
         seconds=time.perf_counter() - begin,
     )
 
@@ -219,10 +229,10 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _kept(bench: Bench, options: Options) -> Decided:
+def _kept(bench: Bench, options: Options, tools: Tools) -> Decided:
     """What each layer keeps, as it was last decided here if that was for another repair alone."""
-    wanted = replace(options, repair="none")
+    wanted = replace(options, repair="none", batch_size=tools.taken.batch_size)
     with _lock:
         if not _decided or _decided[0][:2] != (bench.identity, wanted):
-            _decided[:] = [(bench.identity, wanted, decided(bench.dense, options, bench.tools))]
+            _decided[:] = [(bench.identity, wanted, decided(bench.dense, options, tools))]
         return _decided[0][2]

@@ -27,6 +27,7 @@ from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
 from onnxprune.graph.mapped import is_mapped, refer, values_of
 from onnxprune.graph.model import save
+from onnxprune.runtime.shortage import failure, short_of_memory
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -135,6 +136,7 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
+        OutOfMemory: there is no room for it.
         RuntimeFailure: the session does not run on the asked device.
     """
     options = ort.SessionOptions()
@@ -161,6 +163,8 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
+        if short_of_memory(error):
+            raise failure(error, f"a session of the model does not fit: {one_line(error)}") from error
         raise ModelError(f"ONNX Runtime {ort.__version__} does not take the model: {one_line(error)}") from error
     session.held = held  # the session reads them where they are
     if session.get_providers()[0] != device.provider:
@@ -200,20 +204,20 @@ def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str
     """The named outputs of the session as numpy arrays for one batch.
 
     Raises:
-        RuntimeFailure: a node fails on this batch.
+        RuntimeFailure: a node fails on this batch; OutOfMemory where it was for memory.
     """
     try:
         return list(session.run(list(names), feed))
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feed.items())
-        raise RuntimeFailure(f"the model does not run on {shapes}: {one_line(error)}") from error
+        raise failure(error, f"the model does not run on {shapes}: {one_line(error)}") from error
 
 
 def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: Device) -> dict[str, Any]:
     """Output name -> ``OrtValue`` left on the device, for inputs that are OrtValues; nothing is copied.
 
     Raises:
-        RuntimeFailure: a node fails on this batch.
+        RuntimeFailure: a node fails on this batch; OutOfMemory where it was for memory.
     """
     binding = session.io_binding()
     for name, value in feed.items():
@@ -223,7 +227,7 @@ def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: 
     try:
         session.run_with_iobinding(binding)
     except Exception as error:
-        raise RuntimeFailure(f"a stage of the model does not run: {one_line(error)}") from error
+        raise failure(error, f"a stage of the model does not run: {one_line(error)}") from error
     return dict(zip(names, binding.get_outputs(), strict=True))
 
 

@@ -26,19 +26,20 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, OutOfMemory
 from onnxprune.graph.complete import size_of
 from onnxprune.graph.mapped import is_mapped
 from onnxprune.graph.model import save
 from onnxprune.graph.plain import unusual
 from onnxprune.runtime.session import MAX_PROTO
+from onnxprune.runtime.shortage import WORDS
 
 CHILD = Path(__file__).with_name("child.py")
 RATE = 20e6
 """Bytes of a model, or of its samples, for which a second is added to the time."""
 BUSY, WAIT = 0.8, 5
 """A child is out of time when it has computed for this share of it, or after so many times as long: an honest one may have to wait."""
-NO_MEMORY = re.compile(r"bad.alloc|failed to allocate|out of memory|memoryerror|length_error|vector::", re.IGNORECASE)
+NO_MEMORY = re.compile(rf"{WORDS.pattern}|length_error|vector::", re.IGNORECASE)
 AWAY = "masks alone, --repair none without --calib, need no run"
 
 
@@ -50,7 +51,8 @@ def try_first(
     ``axes`` says where each input has its batch; a whole batch of ``batch`` samples runs too where its memory is in doubt.
 
     Raises:
-        ModelError: the child crashed, or did not end in time or within the memory that is free.
+        ModelError: the child crashed, or did not end in time, or not even one sample fits in the memory that is free.
+        OutOfMemory: one sample fits, the batch does not.
     """
     if not seconds or not sys.executable or getattr(sys, "frozen", False):
         return
@@ -80,8 +82,10 @@ def try_first(
         raise ModelError(f"the model crashes ONNX Runtime ({_named(code)}): {tried}; mend the model or update onnxruntime; {AWAY}")
     last = lines[-1] if lines else ""
     if last.startswith("error") and NO_MEMORY.search(last):
-        what = f"a batch of {batch} samples: give a smaller --batch-size" if "sample" in lines else f"one sample: {tried}; mend the model"
-        raise ModelError(f"the model needs more memory than is free ({memory / 2**30:.1f} GiB) for {what}; {AWAY}")
+        told_free = f"the model needs more memory than is free ({memory / 2**30:.1f} GiB) for"
+        if "sample" in lines:
+            raise OutOfMemory(f"{told_free} a batch of {batch} samples; {AWAY}")
+        raise ModelError(f"{told_free} one sample: {tried}; mend the model; {AWAY}")
 
 
 def many(shape: tuple[int, ...], axis: int | None, batch: int) -> tuple[int, ...]:
