@@ -5,7 +5,7 @@ DIGITS := examples/01_digits
 OUT := build/demo
 SPARSITY ?= 0.95
 
-.PHONY: demo test test-slow lint bench zoo clean
+.PHONY: demo test test-slow test-cuda lint bench zoo clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxprune needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -31,6 +31,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not cuda"
+
+# Where there is an NVIDIA GPU; its libraries come with `.venv/bin/pip install '.[cuda]'`.
+test-cuda: $(VENV)/.installed
+	$(BIN)/python -m pytest -m cuda
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

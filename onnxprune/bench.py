@@ -23,14 +23,13 @@ from onnxprune.graph.points import points
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
-from onnxprune.memory import budget
+from onnxprune.memory import memory_for
 from onnxprune.numerics.agreement import accuracy as share_right
 from onnxprune.options import Options
 from onnxprune.pipeline import device_of, proof, tried
 from onnxprune.running import Tools, outputs, statistics
 from onnxprune.runtime.labels import read_labels
-from onnxprune.runtime.session import both_runtimes
-from onnxprune.runtime.spilling import Memory
+from onnxprune.runtime.packages import both_runtimes
 from onnxprune.sizes import BLOCK
 
 Labels = NDArray[np.int64]
@@ -83,7 +82,7 @@ def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | 
                 whole.update(value.tobytes())
     whole.update(device.provider.encode() + (b"" if read is None else read.tobytes()))
     notes = [*note(given.doubt), both_runtimes(), device.note, *taken.samples.notes, *taken.split.notes]
-    tools = Tools(device, taken, Clock(), lambda phase, done, total: None, memory=Memory(budget(options.memory)))
+    tools = Tools(device, taken, Clock(), lambda phase, done, total: None, memory=memory_for(options.memory, device))
     return Bench(dense, tools, read, digest.hexdigest(), whole.hexdigest(), tuple(text for text in notes if text), given.doubt)
 
 

@@ -43,7 +43,7 @@ from onnxprune.reconstructing import shape_of, write_layer
 from onnxprune.runtime.session import MAX_PROTO, Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
-from onnxprune.sampling import dense_rows, input_of
+from onnxprune.sampling import dense_rows, gram_of, input_of
 
 NO_SAMPLES = "--alloc {} measures the layers on calibration samples; give --calib PATH to prune (--dry-run shows the allocation)"
 STILL = "its output does not vary on the samples, or is not finite"
@@ -134,22 +134,17 @@ def measure(
         assert point.layer is not None
         rows = dense_rows(model, point, shape, stream, ROWS, rng, device)
         if options.alloc == RESIDUAL:
-            measured[point.layer.weight] = _ratio(constants, point, shape, _gram(rows, shape.group), masks[point.layer.weight])
+            measured[point.layer.weight] = _ratio(constants, point, shape, gram_of(rows, shape.group, device), masks[point.layer.weight])
             tick()
             continue
         seen = seen or [run()]
-        held = _gram(rows[:judged], shape.group)
-        fit = _gram(rows[judged:], shape.group) if len(rows) > judged else held
+        held = gram_of(rows[:judged], shape.group, device)
+        fit = gram_of(rows[judged:], shape.group, device) if len(rows) > judged else held
         del rows
         sizes = sizes_of(point.layer.size, point.channels, density, density * total)
         measured[point.layer.weight] = _curve(constants, point, shape, fit, held, sizes, effect)
         tick()
     return measured
-
-
-def _gram(rows: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], groups: int) -> Gram:
-    x, y = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    return Gram.from_batch(x, y, groups)
 
 
 def _curve(

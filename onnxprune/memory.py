@@ -1,4 +1,4 @@
-"""How much memory a run may fill with live tensors."""
+"""How much memory a run may fill with live tensors: of the device they are on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 from onnxprune.errors import UsageError
 from onnxprune.numerics.elimination import allowed
+from onnxprune.runtime.device_memory import free_on
+from onnxprune.runtime.session import Device
+from onnxprune.runtime.spilling import Memory
 
 UNITS = {"": 1, "B": 1}
 for power, letter in enumerate("KMGT", 1):
@@ -30,6 +33,15 @@ def in_bytes(text: str | int) -> int:
     if size < 1:
         raise UsageError(f"--memory {text!r} is not a size above 0, such as 500MB or 2GB")
     return size
+
+
+def memory_for(asked: int | None, device: Device) -> Memory:
+    """The memory of a run's live tensors: as asked, else half of what is free on their device.
+
+    Where the driver of a CUDA device does not tell, half of what is free on the host stands for it.
+    """
+    on_device = free_on(device.index) // 2 if asked is None and device.kind == "cuda" else 0
+    return Memory(on_device or budget(asked))
 
 
 def budget(asked: int | None) -> int:

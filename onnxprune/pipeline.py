@@ -27,15 +27,15 @@ from onnxprune.graph.inlining import inlined, restored
 from onnxprune.halving import within_memory
 from onnxprune.judging import judge, unknown
 from onnxprune.masking import Decided, allocations, decide, masked
-from onnxprune.memory import budget
+from onnxprune.memory import memory_for
 from onnxprune.numerics.elimination import allowed
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, beside, by_error, carried_out, outputs
 from onnxprune.runtime.heap import heap
-from onnxprune.runtime.session import Device, both_runtimes, choose_device, session_of
-from onnxprune.runtime.spilling import Memory
+from onnxprune.runtime.packages import both_runtimes
+from onnxprune.runtime.session import Device, choose_device, session_of
 from onnxprune.runtime.trial import try_first
 from onnxprune.storing import stored
 
@@ -104,8 +104,9 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
 
         def measured(taken: Taken, told: list[str]) -> Report:
             tried(dense, taken, options)
-            memory = Memory(budget(options.memory))
-            found = by_error(dense, kept, options, Tools(device_of(options), taken, clock, lambda *told: None, memory=memory))
+            device = device_of(options)
+            memory = memory_for(options.memory, device)
+            found = by_error(dense, kept, options, Tools(device, taken, clock, lambda *told: None, memory=memory))
             notes = note(given.doubt) + told
             return build(masked(dense, found), options, [], None, taken.report, None, clock.seconds, notes, memory=memory)
 
@@ -185,7 +186,7 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
     def sampled(taken: Taken, told: list[str]) -> Result:
         with clock.phase("load"):
             tried(dense, taken, options)
-        tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=Memory(budget(options.memory)))
+        tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=memory_for(options.memory, device))
         return _with_samples(given, dense, kept, options, tools, notes + told)
 
     return within_memory(drawn, sampled)

@@ -68,7 +68,8 @@ class RowsThere:
 
     def grams(self, groups: int) -> tuple[Gram, Gram]:
         """As `Rows.grams`."""
-        return self._gram(self.fit, groups), self._gram(self.held, groups)
+        like = (self.fit or self.held)[0]
+        return _gram_there(self.fit, groups, like, self.device), _gram_there(self.held, groups, like, self.device)
 
     def inside(self, low: float, high: float) -> NDArray[np.float64]:
         """As `Rows.inside`."""
@@ -83,15 +84,25 @@ class RowsThere:
         runs = joined([*self.fit, *self.held])
         return with_targets(gram, [moved_moments(run, weight, shift, (low, high), groups, self.device) for run in runs])
 
-    def _gram(self, pieces: Sequence[Piece], groups: int) -> Gram:
-        runs = joined(pieces)
-        if not runs:
-            x, z, _ = (self.fit or self.held)[0]
-            return Gram.from_batch(np.zeros((0, x.shape()[1])), np.zeros((0, z.shape()[1])), groups)
-        whole = Gram(*moments(runs[0], groups, self.device))
-        for run in runs[1:]:
-            whole = whole.merge(Gram(*moments(run, groups, self.device)), overwrite=True)
-        return whole
+
+def gram_of(pieces: Sequence[Piece], groups: int, device: Device) -> Gram:
+    """The moments of the rows of one batch or more, without another branch: by graphs where they are, or by BLAS."""
+    if GRAPHS[device.kind]:
+        return _gram_there(pieces, groups, pieces[0], device)
+    x, z = (np.concatenate([as_array(piece[part]) for piece in pieces]) for part in (0, 1))
+    return Gram.from_batch(x, z, groups)
+
+
+def _gram_there(pieces: Sequence[Piece], groups: int, like: Piece, device: Device) -> Gram:
+    """The moments by graphs; of no rows, those of rows such as ``like``."""
+    runs = joined(pieces)
+    if not runs:
+        x, z, _ = like
+        return Gram.from_batch(np.zeros((0, x.shape()[1])), np.zeros((0, z.shape()[1])), groups)
+    whole = Gram(*moments(runs[0], groups, device))
+    for run in runs[1:]:
+        whole = whole.merge(Gram(*moments(run, groups, device)), overwrite=True)
+    return whole
 
 
 def input_of(model: onnx.ModelProto, point: Point) -> str:
@@ -166,7 +177,7 @@ def _paired(shape: Geometry, given: Any, made: Any) -> bool:
 
 def dense_rows(
     model: onnx.ModelProto, point: Point, shape: Geometry, stream: Stream, most: int, rng: np.random.Generator, device: Device
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+) -> list[Piece]:
     """Walk one stream up to a layer, and gather of every batch the same rows of its input (R, groups * K) and of its output (R, C).
 
     ``most`` rows over all batches. The layer itself has not run in the stream, so its parameters may still change there.
@@ -181,7 +192,7 @@ def dense_rows(
         index = geometry.sources(shape, tuple(given.shape()), tuple(output.shape()), at)
         x = gather(given.value(), geometry.last_axis(len(given.shape()), shape), index, device)
         y = gather(output.value(), geometry.last_axis(len(output.shape()), shape), at[:, None], device)
-        rows.append((as_array(x), as_array(y)))
+        rows.append((x, y, None))
     return rows
 
 

@@ -57,7 +57,7 @@ def joined(pieces: Sequence[Piece]) -> list[list[Piece]]:
 def moments(run: Sequence[Piece], groups: int, device: Device) -> tuple[int, Floats, Floats, Floats, Floats, Floats]:
     """Count, x_mean (g, K), y_mean (C,), xx (g, K, K), xy (g, K, C/g) and yy (C,) of one run of rows, float64; y is z - other."""
     session = _session(len(run), run[0][2] is not None, groups, None, device)
-    made = run_bound(session, _feed(run), [*_MEANS, "xx", "xy", "yy"], device)
+    made = _sums(session, _feed(run), [*_MEANS, "xx", "xy", "yy"], device)
     count, x_mean, y_mean, xy, yy = _cross(run, groups, made)
     return count, x_mean, y_mean, _cube(made["xx"], groups), xy, yy
 
@@ -73,13 +73,13 @@ def moved_moments(run: Sequence[Piece], weight: Floats, shift: Floats, bounds: t
     feed = _feed(run)
     feed["weight"] = to_device(blocks[0] if groups == 1 else blocks, device)
     feed["shift"] = to_device(np.asarray(shift, np.float32), device)
-    return _cross(run, groups, run_bound(session, feed, [*_MEANS, "xy", "yy"], device))
+    return _cross(run, groups, _sums(session, feed, [*_MEANS, "xy", "yy"], device))
 
 
 def shares_inside(run: Sequence[Piece], bounds: tuple[float, float], device: Device) -> Floats:
     """The share of rows whose z lies within ``bounds`` (low, high), for each channel (C,), float64."""
     feed = {f"z{number}": piece[1] for number, piece in enumerate(run)}
-    made = run_bound(_shares(len(run), bounds, device), feed, ["share"], device)
+    made = _sums(_shares(len(run), bounds, device), feed, ["share"], device)
     return np.asarray(as_array(made["share"]).astype(np.float64))
 
 
@@ -99,6 +99,11 @@ def _shares(parts: int, bounds: tuple[float, float], device: Device) -> Any:
     share.name, share.dtype = "share", np.float32
     graph.outputs.append(share)
     return open_session(gs.export_onnx(graph).SerializeToString(), device, lean=True)
+
+
+def _sums(session: Any, feed: dict[str, Any], names: list[str], device: Device) -> dict[str, Any]:
+    """What a graph of this module gives, on the host."""
+    return run_bound(session, feed, names, device, names)
 
 
 _MEANS = ["x_mean", "x_rest", "y_mean", "y_rest"]

@@ -32,7 +32,7 @@ def gather(value: Any, order: Sequence[int], index: NDArray[np.int64], device: D
     return run_bound(session, {"x": value, "index": to_device(index.ravel(), device)}, ["rows"], device)["rows"]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _session(order: tuple[int, ...], channels: int, taps: int, padded: bool, elem_type: int, device: Device) -> Any:
     nodes = [helper.make_node("Cast", ["x"], ["x32"], to=onnx.TensorProto.FLOAT)]
     last = "x32"

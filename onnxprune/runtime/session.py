@@ -12,9 +12,8 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
@@ -31,7 +31,9 @@ from onnxprune.runtime.shortage import failure, short_of_memory
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+CUDA_OPTIONS = {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+"""Statistics are those of float32. cuDNN's kernels are not chosen by a race, which would be run anew in every stage and decided by chance.
+The arena is as large as what is in it, so that all but the live tensors can be given back."""
 # 2 GiB is protobuf's limit; a little is left for what the stage builder adds.
 MAX_PROTO = 2**31 - 2**20
 
@@ -59,20 +61,6 @@ class Device:
     def alone(self) -> Device:
         """The same for one batch at a time, which has all threads."""
         return self if self.at_once == 1 else replace(self, threads=self.threads * self.at_once, at_once=1)
-
-
-def both_runtimes() -> str:
-    """A warning when onnxruntime and onnxruntime-gpu are both installed, else an empty string."""
-    found = []
-    for name in RUNTIME_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    if len(found) < 2:
-        return ""
-    return (
-        f"{' and '.join(found)} are both installed and overwrite each other's files; the last one installed wins. "
-        f"Uninstall both, then install only one"
-    )
 
 
 def choose_device(asked: str, threads: int = 0) -> Device:
@@ -117,12 +105,32 @@ def _cuda_starts(index: int) -> bool:
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=[(CUDA, {"device_id": index}), CPU])
-        return bool(session.get_providers()[0] == CUDA)
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=providers_of(Device("cuda", index)))
+        if session.get_providers()[0] != CUDA:
+            return False
+        session.run(None, {"x": np.ones(1, np.float32)}, run_options(Device("cuda", index)))  # a card too old, or full, shows here
+        return True
     except Exception:  # any failure to load CUDA means the same: it does not start
         return False
     finally:
         ort.set_default_logger_severity(2)
+
+
+def providers_of(device: Device) -> list[Any]:
+    """What ONNX Runtime takes as ``providers``; what CUDA has no kernel for runs on the CPU."""
+    return [(CUDA, {"device_id": device.index, **CUDA_OPTIONS}), CPU] if device.kind == "cuda" else [CPU]
+
+
+def run_options(device: Device) -> Any:
+    """None on the CPU; on CUDA, that the session's arena gives back what is free in it at the end of a run.
+
+    A live tensor keeps the session that it is from, whose arena would keep all that its runs needed.
+    """
+    if device.kind != "cuda":
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{device.index}")
+    return options
 
 
 def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Any:
@@ -151,9 +159,7 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if turns:
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers: list[Any] = [CPU]
-    if device.kind == "cuda":
-        providers.insert(0, (CUDA, {"device_id": device.index, "use_tf32": 0}))
+    options.use_deterministic_compute = device.kind == "cuda"
     held: dict[str, ort.OrtValue] = {}
     if isinstance(model, onnx.ModelProto):
         model, held = _with_values(model)
@@ -161,7 +167,7 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
             options.add_external_initializers(list(held), list(held.values()))
     source = str(model) if isinstance(model, Path) else model
     try:
-        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(source, options, providers=providers_of(device), enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
         if short_of_memory(error):
             raise failure(error, f"a session of the model does not fit: {one_line(error)}") from error
@@ -213,8 +219,10 @@ def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str
         raise failure(error, f"the model does not run on {shapes}: {one_line(error)}") from error
 
 
-def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: Device) -> dict[str, Any]:
-    """Output name -> ``OrtValue`` left on the device, for inputs that are OrtValues; nothing is copied.
+def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: Device, host: Container[str] = ()) -> dict[str, Any]:
+    """Output name -> ``OrtValue`` left on the device, or on the host if it is in ``host`` or is strings; the inputs are OrtValues too.
+
+    Each is by itself: let go of, it takes nothing of the others along.
 
     Raises:
         RuntimeFailure: a node fails on this batch; OutOfMemory where it was for memory.
@@ -222,18 +230,34 @@ def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: 
     binding = session.io_binding()
     for name, value in feed.items():
         binding.bind_ortvalue_input(name, value)
+    types = {value.name: value.type for value in session.get_outputs()}
     for name in names:
-        binding.bind_output(name, device.kind, device.index)
+        binding.bind_output(name, *(("cpu", 0) if name in host or types[name] == "tensor(string)" else (device.kind, device.index)))
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, run_options(device))
     except Exception as error:
         raise failure(error, f"a stage of the model does not run: {one_line(error)}") from error
-    return dict(zip(names, binding.get_outputs(), strict=True))
+    made = binding.get_outputs_as_ortvaluevector()
+    return {name: _alone(made[place], session) for place, name in enumerate(names)}
+
+
+def _alone(value: Any, session: Any) -> Any:
+    """An output by itself: an element of the vector that a run gives keeps all of it. It keeps the session, whose allocator it is from."""
+    vector = OrtValueVector()
+    vector.push_back(value)
+    return ort.OrtValue(vector[0], session)
 
 
 def to_device(array: NDArray[Any], device: Device) -> Any:
-    """An ``OrtValue`` with the array's values, on the device."""
-    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device.kind, device.index)
+    """An ``OrtValue`` with the array's values, on the device.
+
+    Raises:
+        OutOfMemory: it has no room there.
+    """
+    try:
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device.kind, device.index)
+    except Exception as error:
+        raise failure(error, f"{array.dtype}{list(array.shape)} cannot be put on {device.kind}: {one_line(error)}") from error
 
 
 def as_array(value: Any) -> NDArray[Any]:

@@ -8,7 +8,7 @@ memory budget lie in a file (spilling).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -103,7 +103,7 @@ class Stream:
         def advanced(number: int) -> dict[str, Any]:
             """Bring one batch to the new point; no thread touches another's."""
             live = self._live[number]
-            made = self._run(session, live, inputs, names) if names else {}
+            made = self._run(session, live, inputs, names, statistics) if names else {}
             stay = {name: value for name, value in live.items() if name in after or (name in wanted and name not in made)}
             if first:
                 stay = {name: self._memory.hold(value.value(), self._device) for name, value in stay.items()}
@@ -140,9 +140,11 @@ class Stream:
             results.append([fresh[name] if name in fresh else live[name] for name in outputs])
         return results
 
-    def _run(self, session: Any, live: dict[str, Live], inputs: dict[str, str], names: Sequence[str]) -> dict[str, Any]:
-        """One batch through a stage, whose inputs are live tensors by name."""
-        return run_bound(session, {name: live[source].value() for name, source in inputs.items()}, names, self._device)
+    def _run(
+        self, session: Any, live: dict[str, Live], inputs: dict[str, str], names: Sequence[str], host: Container[str] = ()
+    ) -> dict[str, Any]:
+        """One batch through a stage, whose inputs are live tensors by name; what is in ``host`` leaves the device."""
+        return run_bound(session, {name: live[source].value() for name, source in inputs.items()}, names, self._device, host)
 
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
