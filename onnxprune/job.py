@@ -19,6 +19,7 @@ from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
+from onnxprune.numerics.elimination import LIMIT
 from onnxprune.options import Options
 from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run
@@ -114,11 +115,11 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
     start = time.perf_counter()
     failed = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        # gzip needs no lock of ours and takes as long as a third of the repair, so it runs beside it.
+        # gzip needs no lock of ours and takes as long as a third of the repair, so it runs beside it; where threads are counted, behind it.
         def described() -> FileReport:
             return _describe_source(job, failed.is_set)
 
-        source = described if options.threads == 1 else pool.submit(described).result
+        source = described if options.threads or LIMIT in os.environ else pool.submit(described).result
         try:
             result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)), mapped=True)
             return _write(job, result, source, start)

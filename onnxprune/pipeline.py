@@ -156,7 +156,8 @@ def proof(model: onnx.ModelProto) -> None:
 
 def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
     """Raises ModelError when the model crashes, or takes too long or too much memory, in a process of its own; see runtime.trial."""
-    try_first(model, taken.first(), taken.axes.inputs, 1 if taken.least > 1 else taken.batch_size, options.trial_seconds)
+    batch, threads = 1 if taken.least > 1 else taken.batch_size, min(options.threads or allowed(), allowed())
+    try_first(model, taken.first(), taken.axes.inputs, batch, options.trial_seconds, threads)
 
 
 def _given(model: str | Path | onnx.ModelProto, *, mapped: int | None) -> files.Loaded:

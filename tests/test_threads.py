@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,15 @@ import pytest
 from conftest import Ran
 from networks import samples, twins
 from threadpoolctl import threadpool_info
+from zoo import SUBJECTS
 
-from onnxprune import Options, prune
+from onnxprune import Options, job, prune
 from onnxprune.errors import UsageError
 from onnxprune.numerics import elimination, thinning
 from onnxprune.numerics.elimination import cores
 from onnxprune.pipeline import device_of
 from onnxprune.runtime import session as sessions
+from onnxprune.runtime import trial
 
 BLAS = [library for library in threadpool_info() if library["user_api"] == "blas"]
 
@@ -91,6 +95,33 @@ def test_one_and_two_threads_give_the_same_bytes_on_the_example(digits: Path) ->
 def test_there_are_never_more_threads_than_cores() -> None:
     assert device_of(Options(sparsity=0.5, device="cpu", threads=10_000)).threads == elimination.allowed()
     assert device_of(Options(sparsity=0.5, device="cpu")).threads == 0
+
+
+@pytest.mark.parametrize(("threads", "limit", "beside"), [(0, None, True), (1, None, False), (2, None, False), (0, "2", False)])
+def test_the_input_is_packed_beside_the_run_where_threads_are_not_counted(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, limit: str | None, beside: bool
+) -> None:
+    """gzip and zstd of the input take a thread of their own otherwise."""
+    if limit is None:
+        monkeypatch.delenv("ONNXPRUNE_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("ONNXPRUNE_THREADS", limit)
+    seen, made = [], job.describe
+    monkeypatch.setattr(job, "describe", lambda *given, **told: seen.append(threading.current_thread()) or made(*given, **told))
+    options = Options(sparsity=0.5, repair="none", threads=threads)
+    job.prune_file(job.Job(digits / "digits.onnx", tmp_path / "out.onnx"), None, options, lambda *told: None)
+    assert any(thread is not threading.main_thread() for thread in seen) == beside
+
+
+@pytest.mark.parametrize(("threads", "given"), [(1, 1), (0, None)])
+def test_the_child_that_tries_a_model_gets_it_too(monkeypatch: pytest.MonkeyPatch, threads: int, given: int | None) -> None:
+    seen = []
+    monkeypatch.setattr(
+        trial, "_run", lambda data, seconds: seen.append(pickle.loads(data)["threads"]) or (["begun", "session", "sample"], 0)
+    )
+    odd = SUBJECTS["einsum"]()
+    prune(odd.model, dict(odd.samples), sparsity=0.5, device="cpu", threads=threads)
+    assert seen == [given or elimination.allowed()]
 
 
 def test_a_negative_number_is_refused() -> None:

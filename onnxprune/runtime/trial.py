@@ -44,11 +44,12 @@ AWAY = "masks alone, --repair none without --calib, need no run"
 
 
 def try_first(
-    model: onnx.ModelProto, sample: Mapping[str, NDArray[Any]], axes: Mapping[str, int | None], batch: int, seconds: float
+    model: onnx.ModelProto, sample: Mapping[str, NDArray[Any]], axes: Mapping[str, int | None], batch: int, seconds: float, threads: int = 0
 ) -> None:
     """Run one sample in a child process, if there is a reason to; 0 ``seconds`` leave the trial out.
 
-    ``axes`` says where each input has its batch; a whole batch of ``batch`` samples runs too where its memory is in doubt.
+    ``axes`` says where each input has its batch; a whole batch of ``batch`` samples runs too where its memory is in doubt. The child
+    computes with so many ``threads``; 0 leaves it to ONNX Runtime.
 
     Raises:
         ModelError: the child crashed, or did not end in time, or not even one sample fits in the memory that is free.
@@ -63,7 +64,7 @@ def try_first(
     size = size_of(model)
     patience = seconds + (size + sum(value.nbytes for value in sample.values()) * max(batch, 1)) / RATE
     with contextlib.ExitStack() as stack:
-        told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "threads": 0}
+        told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "threads": threads}
         told |= {"memory": memory, "seconds": patience}
         if size < MAX_PROTO and not any(map(is_mapped, model.graph.initializer)):
             told["model"] = model.SerializeToString()
