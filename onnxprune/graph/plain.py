@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxprune.graph.arithmetic import MOST, computed
+from onnxprune.graph.mapped import is_mapped
 from onnxprune.graph.walk import CORE, label, opset_of
 
 LARGE = 2**26
@@ -86,8 +87,8 @@ def _outline(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> o
     graph = outline.graph
     graph.name = "outline"
     fed = {value.name for value in model.graph.input}
-    small = [tensor for tensor in model.graph.initializer if prod(tensor.dims) <= MOST and tensor.name not in fed]
-    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in small}
+    small = [tensor for tensor in model.graph.initializer if prod(tensor.dims) <= MOST and not is_mapped(tensor)]
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in small if tensor.name not in fed}
     opset = opset_of(model)
     for node in model.graph.node:
         large = next((tensor for tensor in _constants(node) if prod(tensor.dims) > MOST), None)
@@ -100,11 +101,10 @@ def _outline(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> o
         else:
             graph.node.add(op_type="Identity", input=[f"{node.output[0]} "], output=node.output)
             graph.input.append(helper.make_tensor_value_info(f"{node.output[0]} ", large.data_type, large.dims))
+    graph.initializer.extend(small)
     for tensor in model.graph.initializer:
-        if prod(tensor.dims) > MOST:
+        if prod(tensor.dims) > MOST or is_mapped(tensor):
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        else:
-            graph.initializer.add().CopyFrom(tensor)
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in stored:
