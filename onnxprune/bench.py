@@ -25,8 +25,8 @@ from onnxprune.judging import Outputs, compare_outputs, scored
 from onnxprune.masking import decide
 from onnxprune.memory import memory_for
 from onnxprune.numerics.agreement import accuracy as share_right
+from onnxprune.opening import device_of, proof, tried
 from onnxprune.options import Options
-from onnxprune.pipeline import device_of, proof, tried
 from onnxprune.running import Tools, outputs, statistics
 from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.packages import both_runtimes

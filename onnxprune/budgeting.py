@@ -40,7 +40,8 @@ from onnxprune.numerics.reconstruct import RIDGE, Gram, ridge_of
 from onnxprune.numerics.targets import channel_gains
 from onnxprune.options import RESIDUAL, Options, fixed_sparsity
 from onnxprune.reconstructing import shape_of, write_layer
-from onnxprune.runtime.session import MAX_PROTO, Device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import MAX_PROTO
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import dense_rows, gram_of, input_of

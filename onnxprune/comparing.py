@@ -23,12 +23,13 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, collect, compare_outputs, size_of, unknown
 from onnxprune.numerics.agreement import accuracy
+from onnxprune.opening import device_of, proof, tried
 from onnxprune.options import Options
-from onnxprune.pipeline import device_of, proof, tried
 from onnxprune.report import FileReport, OutputAgreement
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.labels import read_labels
 from onnxprune.runtime.latency import race
-from onnxprune.runtime.session import Device, session_of
+from onnxprune.runtime.session import session_of
 from onnxprune.sizes import describe
 
 

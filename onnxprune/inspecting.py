@@ -10,7 +10,7 @@ from onnxprune.graph import layers
 from onnxprune.graph import model as files
 from onnxprune.graph.doubt import blamed
 from onnxprune.graph.inlining import inlined
-from onnxprune.pipeline import proof
+from onnxprune.opening import proof
 
 
 def find_in(path: Path) -> layers.Found:

@@ -24,8 +24,9 @@ from onnxprune.options import Options
 from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.finding import tensors_of
-from onnxprune.runtime.session import Device, open_session
+from onnxprune.runtime.session import open_session
 from onnxprune.sizes import describe
 
 

@@ -15,7 +15,8 @@ from onnxprune.graph.stops import stops
 from onnxprune.graph.views import FLOATS
 from onnxprune.numerics.agreement import Agreement, agreement
 from onnxprune.report import AgreementReport, OutputAgreement
-from onnxprune.runtime.session import Device, as_array, run_session
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import as_array, run_session
 from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onnxprune.errors import UsageError
 from onnxprune.numerics.elimination import allowed
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.device_memory import free_on
-from onnxprune.runtime.session import Device
 from onnxprune.runtime.spilling import Memory
 
 UNITS = {"": 1, "B": 1}

@@ -20,23 +20,20 @@ from onnxprune.clock import Clock, Progress
 from onnxprune.drawing import Calib, Taken, draw
 from onnxprune.errors import GateError, UsageError
 from onnxprune.graph import model as files
-from onnxprune.graph import sparse
 from onnxprune.graph.complete import PROTO_LIMIT
-from onnxprune.graph.doubt import blamed, doubt_of, note
+from onnxprune.graph.doubt import blamed, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.halving import within_memory
 from onnxprune.judging import judge, unknown
 from onnxprune.masking import Decided, allocations, decide, masked
 from onnxprune.memory import memory_for
-from onnxprune.numerics.elimination import allowed
+from onnxprune.opening import device_of, opened, proof, tried
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
 from onnxprune.running import Done, Tools, beside, by_error, carried_out, outputs
 from onnxprune.runtime.heap import heap
 from onnxprune.runtime.packages import both_runtimes
-from onnxprune.runtime.session import Device, choose_device, session_of
-from onnxprune.runtime.trial import try_first
 from onnxprune.storing import stored
 
 STAGED = PROTO_LIMIT
@@ -94,7 +91,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
     if options.measured and calib is None:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model, mapped=0 if calib is None else None)
+        given = opened(model, mapped=0 if calib is None else None)
     with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
@@ -136,42 +133,11 @@ def run(
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
-        given = _given(model, mapped=None if not mapped else 0 if calib is None else STAGED)
+        given = opened(model, mapped=None if not mapped else 0 if calib is None else STAGED)
     blas, memory = threadpool_limits(options.threads or None, "blas"), heap(bounded=options.memory is not None)
     with blas, memory, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
         return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result
-
-
-def device_of(options: Options) -> Device:
-    """Where sessions run, with no more threads than cores: more would wait for each other by spinning."""
-    return choose_device(options.device, min(options.threads, allowed()))
-
-
-def proof(model: onnx.ModelProto) -> None:
-    """Raises ModelError when ONNX Runtime does not take the model."""
-    with session_of(model, Device("cpu")):
-        pass
-
-
-def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
-    """Raises ModelError when the model crashes, or takes too long or too much memory, in a process of its own; see runtime.trial."""
-    batch, threads = 1 if taken.least > 1 else taken.batch_size, min(options.threads or allowed(), allowed())
-    try_first(model, taken.first(), taken.axes.inputs, batch, options.trial_seconds, threads)
-
-
-def _given(model: str | Path | onnx.ModelProto, *, mapped: int | None) -> files.Loaded:
-    """The model with what the checker holds against it.
-
-    Raises:
-        ModelError: the file is damaged, or the model in memory was loaded without its external data.
-    """
-    if not isinstance(model, onnx.ModelProto):
-        return files.load(Path(model), mapped=mapped)
-    files.check_model(model)
-    doubt = doubt_of(model)
-    model, held = sparse.made_dense(model)
-    return files.Loaded(model, (), {}, held, doubt)
 
 
 def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:

@@ -36,7 +36,7 @@ from onnxprune.graph.walk import readers
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows

@@ -26,7 +26,7 @@ from onnxprune.report import (
     Report,
     SkippedReport,
 )
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.sequential import Outcome
 from onnxprune.sizes import readable

@@ -26,7 +26,8 @@ from onnxprune.numerics.elimination import allowed
 from onnxprune.numerics.moments import Moments
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
-from onnxprune.runtime.session import Device, session_of
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import session_of
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.trial import many
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched

@@ -16,9 +16,10 @@ from onnxprune.graph.joins import Join
 from onnxprune.graph.points import Point
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.targets import moved, with_targets
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.grams import Piece, joined, moments, moved_moments, shares_inside
 from onnxprune.runtime.rows import gather
-from onnxprune.runtime.session import Device, as_array
+from onnxprune.runtime.session import as_array
 from onnxprune.runtime.stream import Stream
 from onnxprune.sequential import NOTHING
 

@@ -21,7 +21,7 @@ from onnxprune.graph.stops import has_mapped
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Groups, Stream, one_pass
 

@@ -16,7 +16,8 @@ from onnxprune.graph import sparse
 from onnxprune.graph.model import Loaded
 from onnxprune.options import Options
 from onnxprune.report import Report
-from onnxprune.runtime.session import Device, run_session, session_of
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
 
 

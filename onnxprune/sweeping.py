@@ -30,8 +30,8 @@ from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
 from onnxprune.numerics.elimination import allowed
+from onnxprune.opening import proof
 from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
-from onnxprune.pipeline import proof
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
 from onnxprune.reporting import versions
 from onnxprune.running import Done, Tools, carried_out, decided

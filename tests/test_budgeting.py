@@ -20,7 +20,7 @@ from onnxprune.numerics.allocation import keep_total
 from onnxprune.numerics.budget import Curve
 from onnxprune.pipeline import plan
 from onnxprune.report import to_json
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.device import Device
 
 X = samples(96, seed=5)
 

@@ -30,7 +30,8 @@ from onnxprune.numerics.moments import Moments
 from onnxprune.options import REPAIRS, Options
 from onnxprune.pipeline import plan
 from onnxprune.runtime import device_memory, session
-from onnxprune.runtime.session import CPU, CUDA, Device, as_array, choose_device, run_bound, to_device
+from onnxprune.runtime.device import CPU, CUDA, Device
+from onnxprune.runtime.session import as_array, choose_device, run_bound, to_device
 from onnxprune.runtime.spilling import LEAST, Memory
 from onnxprune.sequential import dense_moments
 

@@ -9,7 +9,8 @@ from onnx import helper
 from onnxprune import prune, sampling
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.runtime import grams
-from onnxprune.runtime.session import Device, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import to_device
 from onnxprune.sampling import Rows, RowsThere
 
 CPU = Device("cpu", threads=1)

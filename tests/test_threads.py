@@ -18,7 +18,7 @@ from onnxprune import Options, job, prune
 from onnxprune.errors import UsageError
 from onnxprune.numerics import elimination, thinning
 from onnxprune.numerics.elimination import cores
-from onnxprune.pipeline import device_of
+from onnxprune.opening import device_of
 from onnxprune.runtime import session as sessions
 from onnxprune.runtime import trial
 

@@ -19,8 +19,8 @@ from onnxprune import OnnxpruneError, Options, Result, prune
 from onnxprune.drawing import draw
 from onnxprune.graph.inlining import inlined
 from onnxprune.numerics.allocation import ALLOCATIONS
+from onnxprune.opening import tried
 from onnxprune.options import REPAIRS
-from onnxprune.pipeline import tried
 
 # Every subject meets every repair, and over the repairs every allocation and several sparsities.
 PLANS = [

@@ -41,7 +41,8 @@ from onnxprune.errors import OnnxpruneError  # noqa: E402
 from onnxprune.job import Job, prune_file  # noqa: E402
 from onnxprune.options import Options  # noqa: E402
 from onnxprune.runtime.calibration import Preprocess  # noqa: E402
-from onnxprune.runtime.session import Device, open_session  # noqa: E402
+from onnxprune.runtime.device import Device  # noqa: E402
+from onnxprune.runtime.session import open_session  # noqa: E402
 
 SECONDS = 10.0
 MEMORY = 6 * 2**30

@@ -28,7 +28,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxprune.runtime.session import Device, as_array, open_session, run_bound, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import as_array, open_session, run_bound, to_device
 
 ROWS = 8192
 Floats = NDArray[np.float64]

@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.runtime.session import Device, open_session, run_bound, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import open_session, run_bound, to_device
 
 
 def gather(value: Any, order: Sequence[int], index: NDArray[np.int64], device: Device) -> Any:

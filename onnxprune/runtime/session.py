@@ -13,7 +13,6 @@ import os
 import re
 import tempfile
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +26,14 @@ from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
 from onnxprune.graph.mapped import is_mapped, refer, values_of
 from onnxprune.graph.model import save
+from onnxprune.runtime.device import CPU, CUDA, Device
 from onnxprune.runtime.shortage import failure, short_of_memory
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 """Statistics are those of float32. cuDNN's kernels are not chosen by a race, which would be run anew in every stage and decided by chance.
 The arena is as large as what is in it, so that all but the live tensors can be given back."""
 # 2 GiB is protobuf's limit; a little is left for what the stage builder adds.
 MAX_PROTO = 2**31 - 2**20
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where sessions run: ``kind`` is "cpu" or "cuda", ``index`` the CUDA ordinal, ``note`` what the user should know.
-
-    ``threads`` is how many a session computes with on the CPU; 0 leaves it to ONNX Runtime (one a physical core). ``at_once``: how many
-    batches run side by side where they do not depend on each other, with so many threads each.
-    """
-
-    kind: str
-    index: int = 0
-    note: str = ""
-    threads: int = 0
-    at_once: int = 1
-
-    @property
-    def provider(self) -> str:
-        """The execution provider of ONNX Runtime that runs the nodes."""
-        return CUDA if self.kind == "cuda" else CPU
-
-    @property
-    def alone(self) -> Device:
-        """The same for one batch at a time, which has all threads."""
-        return self if self.at_once == 1 else replace(self, threads=self.threads * self.at_once, at_once=1)
 
 
 def choose_device(asked: str, threads: int = 0) -> Device:

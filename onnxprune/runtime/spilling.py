@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.pages import Pages
-from onnxprune.runtime.session import Device, as_array, to_device
+from onnxprune.runtime.session import as_array, to_device
 
 LEAST = mmap.ALLOCATIONGRANULARITY
 """Bytes below which a tensor stays in memory: what is mapped begins at a multiple of it."""

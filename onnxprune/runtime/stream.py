@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import stages
 from onnxprune.graph.probes import Probe
-from onnxprune.runtime.session import Device, as_array, open_session, run_bound, run_session, session_of, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import as_array, open_session, run_bound, run_session, session_of, to_device
 from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Live, Memory
 

@@ -17,7 +17,7 @@ from onnxprune.graph.stages import plan
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.runtime import stream
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.stream import Stream, one_pass
 
 CPU = Device("cpu", threads=1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from onnxprune.runtime import grams
-from onnxprune.runtime.session import Device, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import to_device
 
 CPU = Device("cpu", threads=1)
 # Graphs sum products of up to 8192 float32 rows: rounding adds up like a random walk, 2^-24 * sqrt(8192) = 5e-6 of the terms' own size.

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.graph import mapped
 from onnxprune.graph.mapped import covered, multiplied
 from onnxprune.graph.model import load
-from onnxprune.runtime.session import Device, open_session, run_session, session_of
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import open_session, run_session, session_of
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.runtime.device import Device
 from onnxprune.runtime.rows import gather
-from onnxprune.runtime.session import Device, as_array, to_device
+from onnxprune.runtime.session import as_array, to_device
 
 CPU = Device("cpu", threads=1)
 

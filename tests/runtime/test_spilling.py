@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime import spilling
-from onnxprune.runtime.session import Device, to_device
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import to_device
 from onnxprune.runtime.spilling import LEAST, Memory
 
 CPU = Device("cpu", threads=1)
