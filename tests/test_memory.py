@@ -253,7 +253,6 @@ def test_a_real_network_stays_within_the_budget(reference: Path, tmp_path: Path,
     assert (told["spilled"] > 0) == (size == "50MB")
     assert peak <= in_bytes(size) + 2 * model.stat().st_size + 3e8
     assert peak < 1e9
-    print(f"peak {peak / 1e6:.0f} MB")
     if told["spilled"]:
         spilled = (tmp_path / "out.onnx").read_bytes()
         assert peak_of(tmp_path, *words, *more, "--memory", "1GB", "--force")[1]["spilled"] == 0
