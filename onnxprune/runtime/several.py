@@ -7,6 +7,8 @@ instead of 1.3 to 1.5. The results are those of one batch after the other, bit b
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +29,7 @@ def several(work: Callable[[Item], Made], items: Iterable[Item], at_once: int) -
         yield from map(work, items)
         return
     rest = iter(items)
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once, initializer=_stay, initargs=(_cores(at_once),)) as pool:
         begun: deque[Future[Made]] = deque()
         try:
             begun.extend(pool.submit(work, item) for item in islice(rest, at_once + 1))
@@ -37,3 +39,18 @@ def several(work: Callable[[Item], Made], items: Iterable[Item], at_once: int) -
         finally:
             for future in begun:
                 future.cancel()
+
+
+def _cores(threads: int) -> deque[int]:
+    """The cores of this process, one for each thread; none where there are more or fewer of them, and where the system does not tell."""
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return deque(there if len(there) == threads else ())
+
+
+def _stay(cores: deque[int]) -> None:
+    """Keep this thread on a core of its own, as ONNX Runtime does with those of its own pool when it is not told how many.
+
+    A scheduler may pack the threads of a process on one core while another is idle, and virtual machines have such schedulers.
+    """
+    with contextlib.suppress(IndexError, OSError):
+        os.sched_setaffinity(0, {cores.popleft()})

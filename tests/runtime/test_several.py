@@ -1,5 +1,6 @@
 """Several batches at once: their order, how many, and what happens when one fails."""
 
+import os
 import threading
 
 import pytest
@@ -71,3 +72,17 @@ def test_an_error_of_the_work_or_of_the_items_ends_it(at_once):
 def test_one_at_a_time_stays_in_its_thread():
     assert set(several(lambda _: threading.get_ident(), range(3), 1)) == {threading.get_ident()}
     assert threading.get_ident() not in set(several(lambda _: threading.get_ident(), range(3), 2))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell")
+def test_each_thread_has_a_core_of_its_own_where_there_are_as_many(monkeypatch):
+    there = os.sched_getaffinity(0)
+    told = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: told.append((pid, *cores)))
+    both = threading.Barrier(len(there))  # so that every thread is begun
+    list(several(lambda _: both.wait(10), range(len(there)), len(there)))
+    assert sorted(told) == ([(0, core) for core in sorted(there)] if len(there) > 1 else [])
+    told.clear()
+    list(several(int, range(9), len(there) + 1))
+    assert told == []
+    assert os.sched_getaffinity(0) == there
