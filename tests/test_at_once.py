@@ -1,4 +1,4 @@
-"""Several runs at once: what they write is what each writes alone, and all of them together run no more threads than they may."""
+"""Several runs at once: what they write is what each writes alone, and none of them runs more threads than it may."""
 
 from __future__ import annotations
 
@@ -22,44 +22,28 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = [sys.executable, "-m", "onnxprune"]
 QUIET = ("--sparsity", "0.9", "--device", "cpu", "--quiet", "--force")
 
-HANDED = 0.15
-"""The share of moments at which a thread that hands work to another may still count beside it: 0.05 was seen on a busy machine, and 0.75
-with two cores for the same run."""
+BESIDE = 1.05, 0.1
+"""CPU time over wall time that N threads may take, as a share of N and in seconds: clocks of the system tick in hundredths. A run that is
+free to use two cores takes 1.3 to 1.6 times its wall time; how busy the machine is can only lower it."""
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
 
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **more}
 
 
-def parts(path: Path) -> list[str]:
-    """The fields of a stat file in /proc behind the name, which may hold anything; none for what has ended."""
-    try:
-        return path.read_text().rpartition(")")[2].split()
-    except (OSError, ProcessLookupError):
-        return []
-
-
-def running(root: int) -> int:
-    """How many threads of a process and of all that descend from it compute, or wait for a core to do so, at this moment."""
-    parents = {int(path.parent.name): int(found[1]) for path in Path("/proc").glob("[0-9]*/stat") if (found := parts(path))}
-    family, more = {root}, {root}
-    while more:
-        more = {child for child, parent in parents.items() if parent in more} - family
-        family |= more
-    return sum(parts(path)[:1] == ["R"] for number in family for path in Path(f"/proc/{number}/task").glob("*/stat"))
-
-
-def watched(words: Sequence[str], folder: Path, env: dict[str, str]) -> tuple[int, str, list[int]]:
-    """Exit code and stderr of a command, and how many threads were running at moments 3 ms apart."""
-    counts = []
+def cores_of(words: Sequence[str], folder: Path, env: dict[str, str], threads: int) -> float:
+    """The seconds of CPU time that a command and all that it starts take beyond what so many threads can in its wall time."""
+    begin = time.perf_counter()
     with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            counts.append(running(process.pid))
-            time.sleep(0.003)
         assert process.stderr is not None
-        return process.returncode, process.stderr.read(), counts
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, errors
+    share, seconds = BESIDE
+    return usage.ru_utime + usage.ru_stime - (time.perf_counter() - begin) * threads * share - seconds
 
 
 @pytest.fixture
@@ -82,18 +66,13 @@ def test_one_thread_is_one(place: Path, limit: tuple[str, ...], env: dict[str, s
     """
     calib = {"net": "x.npy", "odd": "odd.npz"}[model]
     words = [*SCRIPT, f"{model}.onnx", "--calib", calib, *QUIET, "--repair", "reconstruct", *limit, "-o", "out.onnx"]
-    code, errors, counts = watched(words, place, environment(**env))
-    assert code == 0, errors
-    assert max(counts) >= 1
-    assert sum(count > 1 for count in counts) <= HANDED * len(counts) + 2
+    assert cores_of(words, place, environment(**env), 1) <= 0
 
 
 @pytest.mark.slow
 def test_two_threads_are_two(place: Path) -> None:
     words = [*SCRIPT, "net.onnx", "--calib", "x.npy", *QUIET, "--repair", "reconstruct", "--threads", "2", "-o", "out.onnx"]
-    code, errors, counts = watched(words, place, environment())
-    assert code == 0, errors
-    assert sum(count > 2 for count in counts) <= HANDED * len(counts) + 2
+    assert cores_of(words, place, environment(), 2) <= 0
 
 
 def test_two_repairs_at_once_on_one_target_write_what_one_writes(place: Path) -> None:
@@ -115,7 +94,7 @@ def test_two_repairs_at_once_on_one_target_write_what_one_writes(place: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_eight_jobs_of_make_on_two_cores(digits: Path, tmp_path: Path) -> None:
-    """The example's Makefile with eight models: each file is that of a run alone, and each job is one thread."""
+    """The example's Makefile with eight models: each file is that of a run alone."""
     shutil.copy(ROOT / "examples" / "04_makefile" / "Makefile", tmp_path)
     shutil.copy(digits / "calib.npz", tmp_path)
     (tmp_path / "models").mkdir()
@@ -126,10 +105,7 @@ def test_eight_jobs_of_make_on_two_cores(digits: Path, tmp_path: Path) -> None:
     options = "OPTIONS=--sparsity 0.9 --samples 100 --device cpu"
     tool = f"ONNXPRUNE={sys.executable} -m onnxprune"
     words = ["taskset", "-c", ",".join(map(str, cores)), "make", "-j8", "MODELS=models", "CALIB=calib.npz", options, tool]
-    code, errors, counts = watched(words, tmp_path, environment())
-    assert code == 0, errors
-    assert max(counts) > 2  # they did run at once
-    assert sum(count > 8 for count in counts) <= HANDED * len(counts) + 2
+    subprocess.run(words, cwd=tmp_path, env=environment(), check=True, capture_output=True)
     for name in ("digits", "digits_folded"):
         alone = [*SCRIPT, f"models/{name}0.onnx", "--calib", "calib.npz", "--sparsity", "0.9", "--samples", "100", "--device", "cpu"]
         subprocess.run([*alone, "--quiet", "-o", f"{name}.alone.onnx"], cwd=tmp_path, env=environment(), check=True, timeout=120)

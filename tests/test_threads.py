@@ -134,12 +134,12 @@ def test_two_batches_with_one_thread_each_or_one_with_two(
     seen: dict[str, set[Any]], monkeypatch: pytest.MonkeyPatch, repair: str, each: int
 ) -> None:
     """A reconstruction has threads of its own besides, so its walks take one batch at a time; the agreement does not."""
-    monkeypatch.setattr("onnxprune.pipeline.allowed", lambda: 2)
+    monkeypatch.setattr("onnxprune.opening.allowed", lambda: 2)
     prune(twins(depth=2)[0], {"x": samples(40)}, sparsity=0.5, repair=repair, device="cpu", threads=2)
     assert seen["sessions"] == {1, each}
 
 
 def test_a_bounded_memory_takes_one_batch_at_a_time(seen: dict[str, set[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.pipeline.allowed", lambda: 2)
+    monkeypatch.setattr("onnxprune.opening.allowed", lambda: 2)
     prune(twins(depth=2)[0], {"x": samples(40)}, sparsity=0.5, device="cpu", threads=2, memory="1GB")
     assert seen["sessions"] == {2}
