@@ -84,7 +84,7 @@ def test_ranking_does_not_change_where_batchnorm_is_explicit(digits: Path) -> No
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("repair", [pytest.param(how, marks=pytest.mark.slow) if how == "reconstruct" else how for how in REPAIRS])
 def test_a_repair_moves_no_mask(digits: Path, form: str, repair: str) -> None:
     masked = tensors(prune(digits / form, sparsity=0.9, repair="none").model)
     result = prune(digits / form, digits / "calib.npz", sparsity=0.9, repair=repair, **FEW)

@@ -70,7 +70,7 @@ def checked(report: Report) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["digits.onnx", "digits_folded.onnx"])
-@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("repair", [pytest.param(how, marks=pytest.mark.slow) if how == "reconstruct" else how for how in REPAIRS])
 def test_a_run_reports_valid_json_that_adds_up(digits: Path, form: str, repair: str) -> None:
     result = prune(digits / form, digits / "calib.npz", sparsity=0.9, repair=repair, samples=64, exclude=("stem",))
     found = checked(result.report)
