@@ -23,6 +23,7 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, collect, compare_outputs, size_of, unknown
 from onnxprune.numerics.agreement import accuracy
+from onnxprune.numerics.elimination import bound
 from onnxprune.opening import device_of, proof, tried
 from onnxprune.options import Options
 from onnxprune.report import FileReport, OutputAgreement
@@ -103,7 +104,7 @@ def compare_files(dense: Path, pruned: Path, calib: Calib, options: Options, pro
         CalibrationError: the samples do not fit, or the labels do not fit the samples or the outputs.
     """
     first, second = files.load(dense), files.load(pruned)
-    with threadpool_limits(options.threads or None, "blas"), blamed(first.doubt or second.doubt, lambda: proof(second.model)):
+    with threadpool_limits(bound(options.threads), "blas"), blamed(first.doubt or second.doubt, lambda: proof(second.model)):
         return _compare(dense, pruned, first, second, calib, options, progress, labels)
 
 

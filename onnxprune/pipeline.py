@@ -27,6 +27,7 @@ from onnxprune.halving import within_memory
 from onnxprune.judging import judge, unknown
 from onnxprune.masking import Decided, allocations, decide, masked
 from onnxprune.memory import memory_for
+from onnxprune.numerics.elimination import bound
 from onnxprune.opening import device_of, opened, proof, tried
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
@@ -92,7 +93,7 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = opened(model, mapped=0 if calib is None else None)
-    with threadpool_limits(options.threads or None, "blas"), blamed(given.doubt, lambda: proof(given.model)):
+    with threadpool_limits(bound(options.threads), "blas"), blamed(given.doubt, lambda: proof(given.model)):
         with clock.phase("allocation"):
             dense = inlined(given.model)
             kept = decide(dense, options)
@@ -134,7 +135,7 @@ def run(
         raise UsageError(NO_SAMPLES.format(options.alloc))
     with clock.phase("load"):
         given = opened(model, mapped=None if not mapped else 0 if calib is None else STAGED)
-    blas, memory = threadpool_limits(options.threads or None, "blas"), heap(bounded=options.memory is not None)
+    blas, memory = threadpool_limits(bound(options.threads), "blas"), heap(bounded=options.memory is not None)
     with blas, memory, blamed(given.doubt, lambda: proof(given.model)):
         result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
         return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result

@@ -29,7 +29,7 @@ from onnxprune.graph.doubt import blamed
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
-from onnxprune.numerics.elimination import allowed
+from onnxprune.numerics.elimination import bound
 from onnxprune.opening import proof
 from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of
@@ -187,7 +187,7 @@ def _bench(asked: Sweep, identity: str) -> tuple[Bench, Outputs]:
 def _run(asked: Sweep, identity: str, rows: Sequence[tuple[str, Options]]) -> list[SweepRow]:
     """The rows of one task: options of one allocation and sparsity, with their keys."""
     bench, first = _bench(asked, identity)
-    with threadpool_limits(min(rows[0][1].threads, allowed()) or None, "blas"), heap(bounded=rows[0][1].memory is not None):
+    with threadpool_limits(bound(rows[0][1].threads), "blas"), heap(bounded=rows[0][1].memory is not None):
         return [_row(bench, first, key, options) for key, options in rows]
 
 

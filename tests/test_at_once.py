@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = [sys.executable, "-m", "onnxprune"]
 QUIET = ("--sparsity", "0.9", "--device", "cpu", "--quiet", "--force")
 
-BESIDE = 1.05, 0.1
-"""CPU time over wall time that N threads may take, as a share of N and in seconds: clocks of the system tick in hundredths. A run that is
-free to use two cores takes 1.3 to 1.6 times its wall time; how busy the machine is can only lower it."""
+BESIDE = 1.05, 0.3
+"""CPU time that N threads may take: so many times N of the wall time, and seconds, for the threads of OpenBLAS spin a tenth of a second in
+every process that loads it. A reconstruction of net.onnx that is free to use two cores takes 0.6 s more than its wall time; how busy the
+machine is can only lower that."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from zoo import SUBJECTS
 from onnxprune import Options, job, prune
 from onnxprune.errors import UsageError
 from onnxprune.numerics import elimination, thinning
-from onnxprune.numerics.elimination import cores
+from onnxprune.numerics.elimination import LIMIT, bound, cores
 from onnxprune.opening import device_of
 from onnxprune.runtime import session as sessions
 from onnxprune.runtime import trial
@@ -95,6 +96,13 @@ def test_one_and_two_threads_give_the_same_bytes_on_the_example(digits: Path) ->
 def test_there_are_never_more_threads_than_cores() -> None:
     assert device_of(Options(sparsity=0.5, device="cpu", threads=10_000)).threads == elimination.allowed()
     assert device_of(Options(sparsity=0.5, device="cpu")).threads == 0
+
+
+@pytest.mark.parametrize(("asked", "told", "given"), [(0, "", None), (0, "1", 1), (1, "", 1), (2, "1", 1), (99, "", 3), (0, "x", None)])
+def test_blas_is_bound_by_what_is_asked_and_told(monkeypatch: pytest.MonkeyPatch, asked: int, told: str, given: int | None) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    monkeypatch.setenv(LIMIT, told)
+    assert bound(asked) == given
 
 
 @pytest.mark.parametrize(("threads", "limit", "beside"), [(0, None, True), (1, None, False), (2, None, False), (0, "2", False)])

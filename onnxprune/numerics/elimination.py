@@ -97,6 +97,11 @@ def cores() -> int:
     return min([allowed(), *(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")])
 
 
+def bound(threads: int) -> int | None:
+    """How many threads BLAS may have where so many are asked for, 0 for as many as there are: None where nothing limits them."""
+    return min(threads or allowed(), allowed()) if threads or os.environ.get(LIMIT, "").isdigit() else None
+
+
 def allowed() -> int:
     """How many cores this process may use, by its affinity and by `LIMIT`."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
