@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	done
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not cuda"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not cuda"
