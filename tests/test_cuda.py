@@ -355,7 +355,7 @@ SLOW = pytest.mark.slow
     ids=str,
 )
 def test_the_example_comes_out_nearly_the_same(gpu: str, digits: Path, options: dict[str, Any]) -> None:
-    """Top-1 on the 300 labelled samples that no run has seen: within one of them, 0.33 points."""
+    """Top-1 on the 600 labelled samples that no run has seen: within two of them, 0.33 points, for thinning may turn on a tie."""
     told = np.load(digits / "test.npz")
     images, labels = told["image"].astype(np.float32), told["labels"]
     right = []
@@ -366,7 +366,7 @@ def test_the_example_comes_out_nearly_the_same(gpu: str, digits: Path, options: 
         opened = session.open_session(result.model.SerializeToString(), Device("cpu"))
         (scores,) = opened.run(None, {result.model.graph.input[0].name: images})
         right.append((scores.argmax(1) == labels).mean())
-    assert abs(right[0] - right[1]) <= 1 / len(labels) + 1e-9
+    assert abs(right[0] - right[1]) <= 2 / len(labels) + 1e-9
 
 
 @pytest.mark.slow
