@@ -82,7 +82,7 @@ def main() -> int:
     size = path.with_name(f"{path.stem}.bin").stat().st_size
     np.save(told.folder / "x.npy", np.random.default_rng(1).standard_normal((64, told.width)).astype(told.dtype))
     command = [sys.executable, "-m", "onnxprune", str(path), "--sparsity", told.sparsity, *told.options.split()]
-    seconds, peak = timed([*command, "-q", "--force", "-o", str(target), "--report", str(report)])
+    seconds, _, peak = timed([*command, "-q", "--force", "-o", str(target), "--report", str(report)])
     found = json.loads(report.read_text())
     assert found["weights"] - found["kept"] <= sum(layer["weights"] - layer["nonzero"] for layer in found["layers"])
     where = {phase: round(taken, 1) for phase, taken in found["seconds"].items()}

@@ -17,15 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPARE = 256 << 20
-"""Bytes of pages that are kept for the next tensors at most."""
+"""Bytes of pages that are kept for the next tensors at most, where memory is no matter."""
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Pages:
-    """Pages by their length, those that were used longest ago first; any thread may take some and give some back."""
+    """Pages by their length, those that were used longest ago first; any thread may take some and give some back.
 
-    def __init__(self) -> None:
+    ``most``: the bytes that are kept for the next tensors at most.
+    """
+
+    def __init__(self, most: int = SPARE) -> None:
         self.spare = 0
+        self._most = most
         self._lock = threading.RLock()  # a tensor may be let go of anywhere, here too
         self._kept: OrderedDict[int, list[mmap.mmap]] = OrderedDict()
 
@@ -55,4 +59,4 @@ class Pages:
             self._kept.setdefault(len(pages), []).append(pages)
             self._kept.move_to_end(len(pages))
             self.spare += len(pages)
-            self.shrink(SPARE)
+            self.shrink(self._most)

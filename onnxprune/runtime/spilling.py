@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime.device import Device
-from onnxprune.runtime.pages import Pages
+from onnxprune.runtime.pages import SPARE, Pages
 from onnxprune.runtime.session import as_array, to_device
 
 LEAST = mmap.ALLOCATIONGRANULARITY
@@ -76,17 +76,19 @@ class Mapped(mmap.mmap):
 class Memory:
     """The budget that the walks of a run share, in bytes of live tensors; infinite unless told otherwise.
 
+    ``spare``: the bytes of pages of tensors that are gone that it keeps for others, within the budget.
+
     ``peak``: the most bytes that were live at once, in memory and in the file together; ``spilled``: the bytes written to the file.
     """
 
-    def __init__(self, budget: float = math.inf) -> None:
+    def __init__(self, budget: float = math.inf, spare: int = SPARE) -> None:
         self.budget = budget
         self.peak = self.spilled = 0
         self._lock = threading.RLock()
         self._held = self._filed = self._end = 0
         self._file: IO[bytes] | None = None
         self._parts: list[tuple[int, int]] = []  # start and length of what is free in the file, ascending, never side by side
-        self._pages = Pages()
+        self._pages = Pages(spare)
 
     def hold(self, value: Any, device: Device) -> Live:
         """Take an OrtValue in: the caller keeps no reference of its own.

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from onnxprune.runtime import pages as module
-from onnxprune.runtime.pages import Pages
+from onnxprune.memory import memory_for
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.pages import SPARE, Pages
 
 KIND = np.dtype(np.float32)
 
@@ -42,9 +43,8 @@ def test_an_array_begins_where_it_is_told_to():
     assert address(Pages().array((8,), KIND, 36)) % 4096 == 36
 
 
-def test_no_more_than_so_much_is_kept_and_what_is_used_stays(monkeypatch):
-    monkeypatch.setattr(module, "SPARE", 3 * 4096)
-    pages = Pages()
+def test_no_more_than_so_much_is_kept_and_what_is_used_stays():
+    pages = Pages(3 * 4096)
     held = [pages.array((1024 * size,), KIND, 0) for size in (1, 2, 1)]
     held.pop()  # 1 page
     held.pop()  # 2 pages
@@ -55,3 +55,8 @@ def test_no_more_than_so_much_is_kept_and_what_is_used_stays(monkeypatch):
     pages.shrink(4095)
     assert pages.spare == 0
     pages.shrink(-1)
+
+
+def test_a_memory_that_was_asked_for_keeps_none():
+    for asked, most in ((None, SPARE), (10**9, 0)):
+        assert memory_for(asked, Device("cpu"))._pages._most == most
