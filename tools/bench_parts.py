@@ -38,7 +38,7 @@ def main() -> None:
         return call
 
     places = {
-        "load": [(pipeline, "_given"), (pipeline, "tried"), (pipeline, "draw")],
+        "load": [(pipeline, "opened"), (pipeline, "tried"), (pipeline, "draw")],
         "allocation and masks": [(pipeline, "decide"), (pipeline, "masked"), (running, "masked")],
         "session builds": [(session, "open_session"), (stream, "open_session")],
         "runs for the dense statistics": [(stream, "run_session")],
