@@ -153,13 +153,13 @@ def _highest(search: Search) -> Trial:
     """The candidate of the highest sparsity that passes on both halves."""
     asked = search.options.min_agreement
     assert asked is not None
-    best: Trial | None = None
+    highest: Trial | None = None
 
     def passing(level: int, *, both: bool) -> Trial | None:
         """The first candidate that passes at a sparsity; the one that passed last is tried first."""
         wanted = candidates(search.options, round(level * STEP, 3))
-        if best is not None:
-            last = best.done.options
+        if highest is not None:
+            last = highest.done.options
             wanted.sort(key=lambda options: (options.alloc, options.repair) != (last.alloc, last.repair))
         for options in wanted:
             trial = search.run(options)
@@ -172,12 +172,12 @@ def _highest(search: Search) -> Trial:
         middle = (low + high) // 2
         trial = passing(middle, both=False)
         low, high = (low, middle) if trial is None else (middle, high)
-        best = trial or best
-    while best is not None and best.judged < asked:
+        highest = trial or highest
+    while highest is not None and highest.judged < asked:
         low -= 1
-        best = passing(low, both=True) or best if low else None
-    if best is None:
+        highest = passing(low, both=True) or highest if low else None
+    if highest is None:
         raise GateError(
             f"no sparsity from {STEP} on keeps an agreement of {asked}; nothing was written; lower --min-agreement or try another --repair"
         )
-    return best
+    return highest

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
 from onnxprune.errors import UsageError
-from onnxprune.numerics.elimination import allowed
+from onnxprune.numerics.elimination import allowed, there
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.device_memory import free_on
 from onnxprune.runtime.pages import SPARE
@@ -53,8 +52,7 @@ def budget(asked: int | None) -> int:
     """
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, free() * allowed() // cores // 2)
+    return max(1, free() * allowed() // there() // 2)
 
 
 def at_once(cores: int, held: int | None) -> int:

@@ -10,7 +10,7 @@ from onnxprune.drawing import Taken
 from onnxprune.graph import model as files
 from onnxprune.graph import sparse
 from onnxprune.graph.doubt import doubt_of
-from onnxprune.numerics.elimination import allowed
+from onnxprune.numerics.elimination import allowed, bound
 from onnxprune.options import Options
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import choose_device, session_of
@@ -30,7 +30,7 @@ def proof(model: onnx.ModelProto) -> None:
 
 def tried(model: onnx.ModelProto, taken: Taken, options: Options) -> None:
     """Raises ModelError when the model crashes, or takes too long or too much memory, in a process of its own; see runtime.trial."""
-    batch, threads = 1 if taken.least > 1 else taken.batch_size, min(options.threads or allowed(), allowed())
+    batch, threads = 1 if taken.least > 1 else taken.batch_size, bound(options.threads) or allowed()
     try_first(model, taken.first(), taken.axes.inputs, batch, options.trial_seconds, threads)
 
 

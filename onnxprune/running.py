@@ -15,10 +15,10 @@ import onnx
 from onnxprune.budgeting import chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.drawing import Taken
+from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.plain import held
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
-from onnxprune.graph.stops import has_mapped
 from onnxprune.judging import Outputs, collect, collect_in_stages
 from onnxprune.masking import Decided, Masked, decide, masked
 from onnxprune.memory import at_once

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import affine, gains, stages
 from onnxprune.graph.layers import Layer
+from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.points import Point
 from onnxprune.graph.probes import Probe
-from onnxprune.graph.stops import has_mapped
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair

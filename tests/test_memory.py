@@ -165,7 +165,7 @@ def test_the_limit_of_the_first_kind_of_control_group_counts(tmp_path: Path) -> 
 
 def test_the_budget_is_half_of_what_is_free_by_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free", lambda: 8 * GIB)
-    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     monkeypatch.setenv("ONNXPRUNE_THREADS", "4")
     assert (budget(None), budget(5)) == (4 * GIB, 5)
     monkeypatch.setenv("ONNXPRUNE_THREADS", "1")  # as in one of four processes side by side

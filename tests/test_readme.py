@@ -247,7 +247,7 @@ def test_the_make_example_builds_and_its_gates_hold(digits: Path, place: Path) -
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m onnxprune "$@"\n', encoding="utf-8")
     script.chmod(0o755)
-    env = {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "MAKEFLAGS": ""}
+    env = {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
     def make(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["make", "digits.pruned.onnx", *words], env=env, capture_output=True, text=True)

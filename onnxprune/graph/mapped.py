@@ -39,6 +39,11 @@ def is_mapped(tensor: TensorProto) -> bool:
     return outside
 
 
+def has_mapped(model: onnx.ModelProto) -> bool:
+    """True for a model with values that were left in files."""
+    return any(map(is_mapped, model.graph.initializer))
+
+
 def may_stay(tensor: TensorProto) -> bool:
     """True for a tensor with external data that is large enough to be left there, its values being whole bytes and no shape."""
     if tensor.data_location != TensorProto.EXTERNAL or fault(tensor) or tensor.data_type in READ:

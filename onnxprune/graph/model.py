@@ -21,7 +21,7 @@ from onnxprune.graph import beside
 from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes, size_of
 from onnxprune.graph.doubt import doubt_of
 from onnxprune.graph.external import groups_of, places_of
-from onnxprune.graph.mapped import is_mapped, leave, may_stay, raw_of, refer
+from onnxprune.graph.mapped import has_mapped, leave, may_stay, raw_of, refer
 from onnxprune.graph.sparse import densify
 from onnxprune.graph.walk import bodies, stored
 from onnxprune.graph.whole import replacing
@@ -148,7 +148,7 @@ def save(
     Raises:
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    external = external or size_of(model) > PROTO_LIMIT or any(map(is_mapped, model.graph.initializer))
+    external = external or size_of(model) > PROTO_LIMIT or has_mapped(model)
     old_data = own_data_files(path)
     written: tuple[Path, ...] = (path,)
     groups = groups_of(model, places or {}) if external else []

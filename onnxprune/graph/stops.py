@@ -12,11 +12,6 @@ STAGE = 1 << 27
 """Bytes of such tensors that a stage reads at most, if it has more than one node that reads any."""
 
 
-def has_mapped(model: onnx.ModelProto) -> bool:
-    """True for a model with values that were left in files."""
-    return any(map(is_mapped, model.graph.initializer))
-
-
 def stops(model: onnx.ModelProto) -> list[int]:
     """The numbers of the nodes before which to cut, ascending; what nodes of constants hand on counts where it is used."""
     plan = stages.plan(model)

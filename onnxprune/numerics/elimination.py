@@ -99,11 +99,20 @@ def cores() -> int:
 
 def bound(threads: int) -> int | None:
     """How many threads BLAS may have where so many are asked for, 0 for as many as there are: None where nothing limits them."""
-    return min(threads or allowed(), allowed()) if threads or os.environ.get(LIMIT, "").isdigit() else None
+    return min(threads or allowed(), allowed()) if threads or _told() else None
 
 
 def allowed() -> int:
     """How many cores this process may use, by its affinity and by `LIMIT`."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(there(), _told() or there()))
+
+
+def there() -> int:
+    """How many cores this process may use by its affinity alone."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _told() -> int | None:
+    """What `LIMIT` says, None where it says nothing."""
     told = os.environ.get(LIMIT, "")
-    return max(1, min(there, int(told))) if told.isdigit() else there
+    return max(1, int(told)) if told.isdigit() else None

@@ -24,7 +24,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import size_of
-from onnxprune.graph.mapped import is_mapped, refer, values_of
+from onnxprune.graph.mapped import has_mapped, is_mapped, refer, values_of
 from onnxprune.graph.model import save
 from onnxprune.runtime.device import CPU, CUDA, Device
 from onnxprune.runtime.shortage import failure, short_of_memory
@@ -154,7 +154,7 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
 @contextlib.contextmanager
 def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
     """A session of a model; one that is over protobuf's limit in memory goes through a temporary file with external data."""
-    if size_of(model) < MAX_PROTO or any(map(is_mapped, model.graph.initializer)):
+    if size_of(model) < MAX_PROTO or has_mapped(model):
         yield open_session(model, device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -165,7 +165,7 @@ def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, tu
 
 def _with_values(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
     """A serialized model, and by name the values of those of its initializers that were left in files."""
-    if not any(map(is_mapped, model.graph.initializer)):
+    if not has_mapped(model):
         return model.SerializeToString(), {}
     slim, held = onnx.ModelProto(), {}
     slim.CopyFrom(model)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError, OutOfMemory
 from onnxprune.graph.complete import size_of
-from onnxprune.graph.mapped import is_mapped
+from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.model import save
 from onnxprune.graph.plain import unusual
 from onnxprune.runtime.session import MAX_PROTO
@@ -66,7 +66,7 @@ def try_first(
     with contextlib.ExitStack() as stack:
         told: dict[str, Any] = {"feed": dict(sample), "axes": dict(axes), "batch": batch, "threads": threads}
         told |= {"memory": memory, "seconds": patience}
-        if size < MAX_PROTO and not any(map(is_mapped, model.graph.initializer)):
+        if size < MAX_PROTO and not has_mapped(model):
             told["model"] = model.SerializeToString()
         else:
             told["model"] = str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxprune-"))) / "model.onnx")

@@ -186,7 +186,7 @@ def test_stops_lie_where_the_weights_become_many(tmp_path, monkeypatch):
         monkeypatch.setattr(stops_of, "STAGE", most)
         found[most] = stops_of.stops(loaded.model)
     assert found == {1: [1, 2], 256: [1, 2], 511: [1, 2], 512: [2], 768: []}
-    assert stops_of.has_mapped(loaded.model) and stops_of.stops(load(tmp_path / "net.onnx").model) == []
+    assert mapped.has_mapped(loaded.model) and stops_of.stops(load(tmp_path / "net.onnx").model) == []
 
 
 def test_a_constant_handed_on_counts_where_it_is_used(tmp_path, monkeypatch):
