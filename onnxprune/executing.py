@@ -11,7 +11,6 @@ import importlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -28,6 +27,7 @@ MOST = 8
 """Processes that are begun unasked: each holds the model and the samples, so memory is short before cores are."""
 REACH = 15
 """Seconds to wait for a scheduler to answer."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def executor_of(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
             yield pool
         except BaseException:
             for child in set(multiprocessing.active_children()) - before:
-                child.terminate()  # a reconstruction at work would go on for minutes; it leaves no temporary file, see _begin
+                child.terminate()  # a reconstruction at work would go on for minutes; it leaves no temporary file, see _ended_well
             pool.shutdown(cancel_futures=True)
             raise
         pool.shutdown()
@@ -80,8 +80,9 @@ def each(work: Callable[..., T], pieces: Sequence[tuple[Any, ...]], executor: Ex
         for number, piece in enumerate(pieces):
             yield number, work(*piece)
         return
-    call = (alone, work) if type(executor).__module__.startswith("distributed") else (work,)
-    numbers = {executor.submit(*call, *piece): number for number, piece in enumerate(pieces)}
+    call = (alone if type(executor).__module__.startswith("distributed") else _ended_well, work)
+    with _later():  # a process begins with the signals that are held back here, until it can answer them
+        numbers = {executor.submit(*call, *piece): number for number, piece in enumerate(pieces)}
     try:
         for future in as_completed(numbers):
             try:
@@ -112,9 +113,8 @@ def limit(threads: int) -> None:
 
 
 def _begin(threads: int) -> None:
-    """What a local worker process does first."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # it ends as if it had returned: without a traceback, and its files are cleaned up
-        signal.signal(number, lambda *_: sys.exit(130))
+    """What a local worker process does first; before its first work and between two, a signal ends it at once."""
+    _answer(_gone)
     limit(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -124,6 +124,44 @@ def _begin(threads: int) -> None:
         os._exit(1)  # a parent that was killed cannot tell its children
 
     threading.Thread(target=follow, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _ended_well(work: Callable[..., T], *arguments: Any) -> T:
+    """``work(*arguments)``; in a process of `_begin` a signal ends it as a return would: no traceback, no temporary files left."""
+    if signal.getsignal(signal.SIGTERM) is not _gone:
+        return work(*arguments)
+
+    def leave(*_: Any) -> None:
+        _answer(lambda *_: None)  # one is enough: the next must not stop what clears up
+        raise SystemExit
+
+    try:
+        _answer(leave)
+        return work(*arguments)
+    except SystemExit:
+        os._exit(130)
+    finally:
+        _answer(_gone)
+
+
+def _gone(*_: Any) -> None:
+    os._exit(130)
+
+
+def _answer(handler: Callable[..., Any]) -> None:
+    for number in STOPS:
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """Hold back the signals that end a process until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

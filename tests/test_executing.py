@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,27 +101,65 @@ def test_a_process_that_dies_is_one_line_and_rows_are_kept(net: Path, onnxprune:
         list(each(os._exit, [(1,)], executor))
 
 
-def test_ctrl_c_ends_the_processes_and_a_second_run_goes_on(net: Path) -> None:
-    words = [sys.executable, "-m", "onnxprune", "sweep", str(net / "net.onnx"), "--calib", str(net / "calib.npy"), "--jobs", "2"]
-    words += ["--sparsity", "0.1:0.95:0.01", "--repair", "bn,channel,asr", "--batch-size", "16", "--device", "cpu", "-o", "s.json"]
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_ctrl_c_ends_the_processes_and_a_second_run_goes_on(net: Path, rows: int) -> None:
+    """After so many rows: with none and one the processes are still at their imports, or about to answer signals."""
+    words = ["sweep", str(net / "net.onnx"), "--calib", str(net / "calib.npy"), "--jobs", "2", "--device", "cpu", "-o", "s.json"]
+    words += ["--sparsity", "0.1:0.95:0.01", "--repair", "bn,channel,asr", "--batch-size", "16"]
     # A job in the background starts with Ctrl-C ignored, which Python leaves so.
-    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[1:] = {words[3:]!r}; "
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[1:] = {words!r}; "
     words = [sys.executable, "-c", code + "from onnxprune.cli import main; main()"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
-        while len(known_rows(net / "s.json.rows")) < 3:
+        while len(known_rows(net / "s.json.rows")) < rows or (not rows and len(children(child.pid)) < 3):  # two, and their tracker
             assert child.poll() is None, child.communicate()
-            time.sleep(0.05)
+            time.sleep(0.01)
         os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the children too
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert [line.split(":")[0] for line in err.splitlines() if line] == ["onnxprune", "onnxprune"]
-    assert "s.json.rows" in err
-    assert "Traceback" not in err
-    assert sorted(path.name for path in net.iterdir()) == ["calib.npy", "net.onnx", "s.json.rows"]
+    lines = [line.split(":")[0] for line in err.splitlines() if line]
+    assert lines == ["onnxprune"] * (2 if rows else len(lines)), err
+    assert "s.json.rows" in err or not rows
+    assert {path.name for path in net.iterdir()} - {"s.json.rows"} == {"calib.npy", "net.onnx"}
     end = time.monotonic() + 20
     while there(child.pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert not there(child.pid)
+
+
+def children(parent: int) -> list[str]:
+    return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_that_a_signal_ends_clears_up_even_when_a_second_comes(net: Path, number: signal.Signals) -> None:
+    with executor_of(1 + 1, None) as executor, pytest.raises(RuntimeFailure, match="a worker process ended before its work did"):
+        list(each(ended, [(str(net / "held"), int(number))], executor))
+    assert not (net / "held").exists()
+
+
+def ended(path: str, number: int) -> None:
+    """A piece of work: it holds a file while it is told to end, and told again while it clears up."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(Path(path).unlink)
+        stack.callback(os.kill, os.getpid(), signal.SIGTERM)
+        Path(path).touch()
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+
+def test_an_executor_of_the_user_keeps_its_signals(net: Path) -> None:
+    """A pool of threads could not set them, and a pool of processes has its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(2) as executor:
+        assert sorted(each(abs, [(-3,), (4,)], executor)) == [(0, 3), (1, 4)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        assert [found for _, found in each(answers, [(), ()], processes)] == [True, True]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def answers() -> bool:
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def there(group: int) -> bool:
