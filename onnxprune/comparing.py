@@ -135,7 +135,7 @@ def _compare(
                 tick = ticker(progress, name, taken.count(rows))
                 found.append(collect(session, taken.batches(rows), taken.axes, tick))
             right = None if labels is None or classes is None else _accuracy(labels, classes, *found)
-            batch = next(taken.batches(rows))
+            batch = taken.whole(rows)
             return found, right, _latency(race([one, other], batch), size_of(batch, taken.axes), device), told
 
     outputs, right, latency, told = within_memory(drawn, ran)

@@ -61,15 +61,18 @@ class Taken:
     def _read(self, rows: NDArray[np.intp], size: int) -> Iterator[dict[str, NDArray[Any]]]:
         """The samples as they are stored, from memory where they are kept there; up to `KEPT` bytes are."""
         if self.memory is None:
-            yield from calibration.batches(self.samples, rows, size)
+            yield from calibration.batches(self.samples, rows, size, fixed=self.least > 1)
             return
-        for run in calibration.runs(self.samples, rows, size):
+        for run in self._runs(rows, size):
             batch = self.memory.get(run.tobytes())
             if batch is None:
                 batch = self.samples.take(run)
                 if sum(value.nbytes for held in self.memory.values() for value in held.values()) < KEPT:
                     self.memory[run.tobytes()] = batch
             yield batch
+
+    def _runs(self, rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+        return calibration.runs(self.samples, rows, size, fixed=self.least > 1)
 
     def first(self) -> Batch:
         """As few samples as the model takes, as it takes them."""
@@ -78,7 +81,11 @@ class Taken:
 
     def count(self, rows: NDArray[np.intp]) -> int:
         """How many batches the samples at ``rows`` make."""
-        return len(calibration.runs(self.samples, rows, self.batch_size))
+        return len(self._runs(rows, self.batch_size))
+
+    def whole(self, rows: NDArray[np.intp]) -> Batch:
+        """As many of the samples at ``rows`` as a batch may have."""
+        return next(self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size, fixed=True)))
 
     def trial(self) -> Batch:
         """One batch, held out where one is."""
@@ -86,7 +93,7 @@ class Taken:
 
     def order(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """The numbers of the samples at ``rows`` in the order in which their batches have them: those of one shape stand together."""
-        return np.concatenate(calibration.runs(self.samples, rows, self.batch_size))
+        return np.concatenate(self._runs(rows, self.batch_size))
 
     def repairing(self) -> Iterator[Batch]:
         """The batches of the repair, with mirror images if they were asked for."""
@@ -98,15 +105,15 @@ class Taken:
     @property
     def largest(self) -> int:
         """How many samples the largest batch has, mirror images among them."""
-        repair = calibration.runs(self.samples, self.split.repair, self._originals)
-        held = calibration.runs(self.samples, self.split.holdout, self.batch_size)
+        repair = self._runs(self.split.repair, self._originals)
+        held = self._runs(self.split.holdout, self.batch_size)
         twice = 2 if self.widths and self.batch_size % 2 == 0 else 1
         return max([twice * max(map(len, repair), default=0), *map(len, held)])
 
     @property
     def repairs(self) -> int:
         """How many batches the repair has."""
-        given = len(calibration.runs(self.samples, self.split.repair, self._originals))
+        given = len(self._runs(self.split.repair, self._originals))
         return 2 * given if self.widths and self.batch_size % 2 else given
 
     @property

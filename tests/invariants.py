@@ -17,9 +17,11 @@ import onnxruntime as ort
 from networks import differences
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from zoo import COUNT, batch_of
+from zoo import COUNT
 
-from onnxprune import Result
+from onnxprune import Options, Result
+from onnxprune.drawing import draw
+from onnxprune.graph.inlining import inlined
 from onnxprune.graph.model import load
 from onnxprune.graph.sparse import made_dense
 from onnxprune.report import ChangesReport, LayerReport
@@ -439,5 +441,5 @@ def _inner(model: onnx.ModelProto, samples: Feed, batch: int, names: list[str], 
     copy.CopyFrom(model)
     present = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    feeds = (batch_of(samples, start, start + batch, count) for start in range(0, count, batch))
-    return [run(copy, feed, plain=True) for feed in feeds]
+    taken = draw(dict(samples), inlined(model), Options(sparsity=0.5, samples=count, batch_size=batch), holdout=0)
+    return [run(copy, feed, plain=True) for feed in taken.repairing()]

@@ -176,19 +176,33 @@ def from_items(
     return _samples(parts, notes, ())
 
 
-def runs(samples: Samples, indices: NDArray[np.intp], batch_size: int) -> list[NDArray[np.intp]]:
-    """Return the indices of every batch: ``batch_size`` samples of one shape at a time, the last of each shape may be fewer.
+def runs(samples: Samples, indices: NDArray[np.intp], batch_size: int, *, fixed: bool = False) -> list[NDArray[np.intp]]:
+    """Return the indices of every batch: up to ``batch_size`` samples of one shape at a time.
 
-    Shapes come in the order in which ``indices`` first has them.
+    The batches of one shape differ by one sample at most, and there are two or four times so many of them where that leaves them large
+    enough, so that those that run at once end at once. ``fixed``: all have ``batch_size`` samples, and the last of each shape the
+    rest. Shapes come in the order in which ``indices`` first has them.
     """
     kinds = samples.kinds[indices]
     alike = [indices[kinds == kind] for kind in dict.fromkeys(kinds.tolist())]
-    return [rows[start : start + batch_size] for rows in alike for start in range(0, len(rows), batch_size)]
+    if fixed:
+        return [rows[start : start + batch_size] for rows in alike for start in range(0, len(rows), batch_size)]
+    return [run for rows in alike for run in np.array_split(rows, _number(len(rows), batch_size))]
 
 
-def batches(samples: Samples, indices: NDArray[np.intp], batch_size: int) -> Iterator[dict[str, NDArray[Any]]]:
+def _number(count: int, batch_size: int) -> int:
+    """How many batches so many samples make."""
+    least = -(-count // batch_size)
+    for multiple, smaller in ((4, 2), (2, 4)):
+        number = -(-least // multiple) * multiple
+        if count >= number * max(4, batch_size / smaller):
+            return number
+    return least
+
+
+def batches(samples: Samples, indices: NDArray[np.intp], batch_size: int, *, fixed: bool = False) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the samples at ``indices`` as model inputs, batch after batch as runs() says."""
-    for rows in runs(samples, indices, batch_size):
+    for rows in runs(samples, indices, batch_size, fixed=fixed):
         yield samples.take(rows)
 
 

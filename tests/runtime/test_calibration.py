@@ -178,6 +178,34 @@ def test_batches_cover_the_indices_in_order():
     assert got == [[1, 3], [5, 7], [9]]
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"),
+    [
+        (410, 32, [26] * 10 + [25] * 6),  # 13 would do: three rounds of four and one of one
+        (102, 32, [26, 26, 25, 25]),
+        (512, 32, [32] * 16),
+        (33, 32, [17, 16]),
+        (26, 32, [13, 13]),
+        (10, 32, [10]),
+        (7, 32, [7]),
+        (9, 4, [3, 3, 3]),
+        (3, 1, [1, 1, 1]),
+        (0, 32, []),
+    ],
+)
+def test_batches_are_of_one_size_and_an_even_number(count, most, sizes):
+    samples = from_arrays(np.arange(700.0), [spec(None, dtype=float)], AS_IS)
+    rows = np.arange(700)[100 : 100 + count]
+    made = runs(samples, rows, most)
+    assert [len(run) for run in made] == sizes
+    assert np.concatenate([*made, rows[:0]]).tolist() == rows.tolist()
+
+
+def test_batches_of_a_fixed_size_have_it():
+    samples = from_arrays(np.arange(40.0), [spec(None, dtype=float)], AS_IS)
+    assert [len(run) for run in runs(samples, np.arange(39), 16, fixed=True)] == [16, 16, 7]
+
+
 # --- images ---
 
 
