@@ -134,7 +134,7 @@ class ChoiceReport:
 
 @dataclass(frozen=True)
 class FileReport:
-    """A model file: its bytes (external data included), what gzip -6 and zstd -3 make of them, and the SHA-256 over them.
+    """A model file: its bytes (external data included), what gzip -6 (within a percent) and zstd -3 make of them, and their SHA-256.
 
     ``sparse_bytes`` is what they are when initializers are stored as int64 COO wherever that takes fewer bytes.
     """
