@@ -19,7 +19,7 @@ from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
-from onnxprune.numerics.elimination import LIMIT
+from onnxprune.numerics.elimination import LIMIT, allowed, bound
 from onnxprune.options import Options
 from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run
@@ -123,7 +123,7 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
         source = described if options.threads or LIMIT in os.environ else pool.submit(described).result
         try:
             result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)), mapped=True)
-            return _write(job, result, source, start)
+            return _write(job, result, source, start, bound(options.threads) or allowed())
         finally:
             failed.set()
 
@@ -145,7 +145,7 @@ def _describe_source(job: Job, stop: Callable[[], bool]) -> FileReport:
     return describe(job.source, names, names, stop)
 
 
-def _write(job: Job, result: Result, source: Callable[[], FileReport], start: float) -> Report:
+def _write(job: Job, result: Result, source: Callable[[], FileReport], start: float, threads: int) -> Report:
     """Write the model and what belongs to it: all are complete on the disk before one takes its name.
 
     The dependency file takes its name first and the report last: a run that is killed between them leaves a target that is older than its
@@ -162,7 +162,7 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
 
         def sealed(temporary: tuple[Path, ...]) -> None:
             nonlocal report
-            output = describe(job.target, (job.target, *temporary[1:]), temporary, saved=result.saved[1])
+            output = describe(job.target, (job.target, *temporary[1:]), temporary, saved=result.saved[1], at_once=threads)
             given = source()
             if report.changes.sparse:
                 open_session(temporary[0], Device("cpu"))  # raises where ONNX Runtime does not take the file as it lies there

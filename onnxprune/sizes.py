@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import zstandard
 from isal import isal_zlib
 
 from onnxprune.report import FileReport
+from onnxprune.runtime.several import several
 
-BLOCK = 1 << 22
+BLOCK = 1 << 21
 # What the gzip and zstd commands do when they are told nothing.
 GZIP_LEVEL = 6
 ZSTD_LEVEL = 3
@@ -23,24 +24,29 @@ DENSE = 0.9
 
 
 def describe(
-    path: Path, names: Iterable[Path], files: Iterable[Path], stop: Callable[[], bool] = lambda: False, *, saved: int = 0
+    path: Path, names: Iterable[Path], files: Iterable[Path], stop: Callable[[], bool] = lambda: False, *, saved: int = 0, at_once: int = 1
 ) -> FileReport:
     """Bytes, packed bytes and SHA-256 of a model over its files in order: the model first, then its external data.
 
     ``names`` are what the files are, or will be, called; ``files`` are where they lie now. ``stop`` is asked between blocks
-    and ends the work early, for a run that has failed by then. ``saved`` is what sparse initializers would save of the bytes.
+    and ends the work early, for a run that has failed by then. ``saved`` is what sparse initializers would save of the bytes. gzip packs
+    ``at_once`` blocks.
     """
     digest = hashlib.sha256()
     standard = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
     total = zstd = 0
-    gzip = GZIP_FRAME
-    for file in files:
-        with file.open("rb") as handle:
-            while not stop() and (block := handle.read(BLOCK)):
-                total += len(block)
-                digest.update(block)
-                gzip += deflated(block)
-                zstd += len(standard.compress(block))
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal total, zstd
+        for file in files:
+            with file.open("rb") as handle:
+                while not stop() and (block := handle.read(BLOCK)):
+                    total += len(block)
+                    digest.update(block)
+                    zstd += len(standard.compress(block))
+                    yield block
+
+    gzip = GZIP_FRAME + sum(several(deflated, blocks(), at_once))
     zstd += len(standard.flush())
     return FileReport(str(path), tuple(str(name) for name in names), total, gzip, zstd, total - saved, digest.hexdigest())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import ModelError, OnnxpruneError
-from onnxprune.graph.complete import PROTO_LIMIT, size_of
+from onnxprune.graph.complete import PROTO_LIMIT, fits
 
 
 def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
@@ -22,7 +22,7 @@ def doubt_of(model: onnx.ModelProto | bytes | Path) -> str:
     It takes about 7 ms a MB.
     """
     if isinstance(model, onnx.ModelProto):
-        if size_of(model) > PROTO_LIMIT:
+        if not fits(model, PROTO_LIMIT + 1):
             return ""
         try:
             model = model.SerializeToString()

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import beside
-from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes, size_of
+from onnxprune.graph.complete import PROTO_LIMIT, fault, fits, nbytes
 from onnxprune.graph.doubt import doubt_of
 from onnxprune.graph.external import groups_of, places_of
 from onnxprune.graph.mapped import has_mapped, leave, may_stay, raw_of, refer
@@ -148,7 +148,7 @@ def save(
     Raises:
         ModelError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    external = external or size_of(model) > PROTO_LIMIT or has_mapped(model)
+    external = external or has_mapped(model) or not fits(model, PROTO_LIMIT + 1)
     old_data = own_data_files(path)
     written: tuple[Path, ...] = (path,)
     groups = groups_of(model, places or {}) if external else []

@@ -1,4 +1,4 @@
-"""The largest scores over all layers by exact count, with one layer in memory at a time.
+"""The largest scores over all layers by exact count, with few layers in memory at a time.
 
 Each layer is read twice. The first reading leaves an outline of it: how many weights have less than some scores. For ``|w|`` these are the
 buckets of a histogram by the high half of the floats' bit patterns, which are in the order of the numbers; for LAMP, whose scores need the
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError
+from onnxprune.numerics.elimination import cores
 from onnxprune.numerics.masks import magnitude
 
 STEP = 4096
@@ -74,12 +76,21 @@ def largest(weights: Sequence[Any], total: int, *, lamp: bool, step: int = STEP)
     are arrays, or whatever np.asarray makes one of; it is asked twice for each, and the arrays are dropped.
     Raises AllocationError for a total outside 0..sum N, ValueError for NaN or infinity in a weight.
     """
-    outlines = []
-    for index, weight in enumerate(weights):
-        values = magnitude(np.asarray(weight))
+
+    def outlined(index: int) -> _Outline:
+        values = magnitude(np.asarray(weights[index]))
         if values.size and not np.isfinite(values.max()):  # max hands NaN on
-            raise ValueError(f"weight of layer index {index}, shape {weight.shape}, has NaN or infinity; expected finite values")
-        outlines.append(_sorted(values, step) if lamp else _histogram(values))
+            raise ValueError(f"weight of layer index {index}, shape {weights[index].shape}, has NaN or infinity; expected finite values")
+        return _sorted(values, step) if lamp else _histogram(values)
+
+    # As many layers at a time as there are cores, but of those that are read from files one.
+    with ThreadPoolExecutor(cores() if all(isinstance(weight, np.ndarray) for weight in weights) else 1) as pool:
+        outlines = list(pool.map(outlined, range(len(weights))))
+        return _chosen(weights, outlines, total, pool)
+
+
+def _chosen(weights: Sequence[Any], outlines: Sequence[_Outline], total: int, pool: Executor) -> tuple[int, ...]:
+    """How many of the ``total`` largest scores lie in each layer, from the layers' outlines and a second reading."""
     refuse_total(sum(outline.size for outline in outlines), total)
     marks = np.unique(np.concatenate([outline.scores[:-1] for outline in outlines])) if outlines else np.zeros(0)
     if not marks.size:
@@ -87,7 +98,7 @@ def largest(weights: Sequence[Any], total: int, *, lamp: bool, step: int = STEP)
     low = marks[max(bisect_left(marks, True, key=lambda mark: sum(one.surely(mark) for one in outlines) < total) - 1, 0)]
     place = bisect_left(marks, True, key=lambda mark: sum(one.perhaps(mark) for one in outlines) < total)
     high = marks[place] if place < len(marks) else np.inf
-    return _counts([_bracketed(weight, one, low, high) for weight, one in zip(weights, outlines, strict=True)], total)
+    return _counts(list(pool.map(lambda weight, one: _bracketed(weight, one, low, high), weights, outlines)), total)
 
 
 def refuse_total(size: int, total: int) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
-from onnxprune.graph.complete import size_of
+from onnxprune.graph.complete import fits
 from onnxprune.graph.mapped import has_mapped, is_mapped, refer, values_of
 from onnxprune.graph.model import save
 from onnxprune.runtime.device import CPU, CUDA, Device
@@ -154,7 +154,7 @@ def open_session(model: bytes | Path | onnx.ModelProto, device: Device, *, lean:
 @contextlib.contextmanager
 def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, turns: bool = False) -> Iterator[Any]:
     """A session of a model; one that is over protobuf's limit in memory goes through a temporary file with external data."""
-    if size_of(model) < MAX_PROTO or has_mapped(model):
+    if has_mapped(model) or fits(model, MAX_PROTO):
         yield open_session(model, device, lean=lean, turns=turns)
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
