@@ -6,6 +6,7 @@ machine: to take in the live tensors of resnet56 over 410 samples took 0.57 s of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 SPARE = 256 << 20
 """Bytes of pages that are kept for the next tensors at most, where memory is no matter."""
+LARGE = 4 << 20
+"""Bytes from which on Linux may use pages of 2 MB: half the page faults of resnet18's walk, a quarter of a second of 6 of CPU time."""
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
@@ -43,6 +46,9 @@ class Pages:
             self.spare -= length if pages is not None else 0
         if pages is None:
             pages = mmap.mmap(-1, length, **PRIVATE)
+            if length >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a kernel without them
+                    pages.madvise(mmap.MADV_HUGEPAGE)
         flat = np.frombuffer(pages, dtype, count, skew)
         weakref.finalize(flat, self._give_back, pages)
         return flat.reshape(shape)
