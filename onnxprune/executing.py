@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from threadpoolctl import threadpool_limits
 
@@ -28,6 +29,8 @@ MOST = 8
 REACH = 15
 """Seconds to wait for a scheduler to answer."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
+OWN: WeakSet[Executor] = WeakSet()
+"""Pools of `executor_of`: they end their processes, and Python's pool prints a traceback where a piece was called off before that."""
 
 
 @contextlib.contextmanager
@@ -45,6 +48,7 @@ def executor_of(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
         before = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")  # a fork would take locks of the runtime's threads along
         pool = ProcessPoolExecutor(jobs, context, _begin, (max(1, allowed() // jobs),))
+        OWN.add(pool)
         try:
             yield pool
         except BaseException:
@@ -96,7 +100,7 @@ def each(work: Callable[..., T], pieces: Sequence[tuple[Any, ...]], executor: Ex
                     raise
                 raise RuntimeFailure(f"the cluster gave a piece of work up: {error}") from error
     finally:
-        for future in numbers:
+        for future in numbers if executor not in OWN else ():
             future.cancel()
 
 
@@ -156,12 +160,25 @@ def _answer(handler: Callable[..., Any]) -> None:
 
 @contextlib.contextmanager
 def _later() -> Iterator[None]:
-    """Hold back the signals that end a process until the block is done."""
+    """Hold back the signals that end a process until the block is done, here and in the processes that begin in it.
+
+    A blocked signal goes to another thread of the process, and Python answers it in the main one all the same: so its answer waits too.
+    """
+    came: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    answers = {number: signal.getsignal(number) for number in STOPS if main}
+    answers = {number: answer for number, answer in answers.items() if answer not in (None, signal.SIG_IGN)}
+    for number in answers:
+        signal.signal(number, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, answer in answers.items():
+            signal.signal(number, answer)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)
 
 
 @contextlib.contextmanager
