@@ -17,13 +17,13 @@ from onnxprune.graph import affine, gains, stages
 from onnxprune.graph.layers import Layer
 from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.points import Point
-from onnxprune.graph.probes import Probe
+from onnxprune.graph.probes import Groups, Probe
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
-from onnxprune.runtime.stream import Batch, Groups, Stream, one_pass
+from onnxprune.runtime.stream import Batch, Stream, one_pass
 
 Tick = Callable[[], None]
 NOTHING = "no value reaches it on the samples"

@@ -29,7 +29,7 @@ from onnxprune.memory import memory_for
 from onnxprune.numerics.moments import Moments
 from onnxprune.options import REPAIRS, Options
 from onnxprune.pipeline import plan
-from onnxprune.runtime import device_memory, session
+from onnxprune.runtime import device_memory, session, stream
 from onnxprune.runtime.device import CPU, CUDA, Device
 from onnxprune.runtime.session import as_array, choose_device, run_bound, to_device
 from onnxprune.runtime.spilling import LEAST, Memory
@@ -41,6 +41,8 @@ DATA = samples(64)
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
+    """A device that computes as the CPU does, bit by bit; so the CPU's statistics must come from the same nodes."""
+    monkeypatch.setitem(stream.AT_ONCE, "cpu", False)
     yield fake_cuda.install(monkeypatch)
     fake_cuda.forget()
 

@@ -3,6 +3,10 @@
 For a channel on axis 1 every sample is a group: the graph gives its mean and the sum of squares around that mean (centred, so
 float32 is enough), each of shape (batch, channels); the groups are merged in float64 outside. For a channel on the last axis all rows of
 the batch are one group, and the shapes are (1, channels); for one on the last axis but one, every row of positions is a group.
+
+On the CPU one node does it for axis 1, a BatchNormalization in training: mean and variance of the whole batch, (channels,). It takes a
+third of the time, and the variances are within 3e-7. CUDA has no kernel for it, and before opset 14 there is none. No node may read them:
+ONNX Runtime then puts them where the initializers are that go in, which runs at the same time share.
 """
 
 from __future__ import annotations
@@ -14,6 +18,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+Groups = tuple[int, NDArray[Any], NDArray[Any]]
+"""Size of a group, and mean and centred sum of squares of every group and channel, float32 or float64 (groups, channels)."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,26 @@ class Probe:
 
     @property
     def outputs(self) -> tuple[str, str, str]:
-        """Graph outputs: mean and m2, float32 or float64 (groups, channels), and the tensor's shape, int64."""
+        """Graph outputs: mean and m2, float32 or float64 (groups, channels), and the tensor's shape, int64; see `read`."""
         return (f"{self.tensor}::mean", f"{self.tensor}::m2", f"{self.tensor}::shape")
 
-    def group_size(self, shape: tuple[int, ...]) -> int:
-        """How many numbers of one channel a group has, from the tensor's shape."""
-        if self.axis == -2:
-            return shape[-1]
-        return math.prod(shape) // max(self.channels * (shape[0] if self.axis == 1 else 1), 1)
+    def read(self, mean: NDArray[Any], spread: NDArray[Any], shape: NDArray[np.int64]) -> Groups:
+        """The statistics that the outputs hold."""
+        if mean.ndim == 1:  # of one group, and its variance
+            size = self.group_size(tuple(shape.tolist()), 1)
+            return size, mean[None], spread[None].astype(np.float64) * size
+        return self.group_size(tuple(shape.tolist()), len(mean)), mean, spread
+
+    def group_size(self, shape: tuple[int, ...], groups: int) -> int:
+        """How many numbers of one channel each of so many groups has, from the tensor's shape."""
+        return math.prod(shape) // max(self.channels * groups, 1)
 
 
-def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
-    """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor."""
+def probe_graph(probe: Probe, opset: int, *, at_once: bool = False) -> onnx.GraphProto:
+    """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor.
+
+    ``at_once`` allows the one node for axis 1.
+    """
     graph = gs.Graph(opset=opset)
     source = gs.Variable(probe.tensor)
 
@@ -64,6 +80,21 @@ def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
     if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
         kind = onnx.TensorProto.FLOAT
         source = node("Cast", source, to=kind)
+
+    def given(mean: gs.Variable, spread: gs.Variable) -> onnx.GraphProto:
+        graph.outputs = [mean, spread, shape]
+        for tensor, name in zip(graph.outputs, probe.outputs, strict=True):
+            tensor.name, tensor.dtype = name, onnx.TensorProto.INT64 if tensor is shape else kind
+        made: onnx.GraphProto = gs.export_onnx(graph).graph
+        made.ClearField("name")  # it goes into a graph that has one
+        return made
+
+    if at_once and probe.axis == 1 and opset >= 14:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+        one, zero = (gs.Constant(f"{probe.tensor}::{value}", np.full(probe.channels, value, dtype)) for value in (1, 0))
+        mean, variance = (gs.Variable(f"{probe.tensor}::batch_{what}") for what in ("mean", "variance"))
+        node("BatchNormalization", source, one, zero, zero, one, training_mode=1, momentum=0.0).inputs[0].outputs.extend([mean, variance])
+        return given(mean, variance)
     rows, axis = source, -1
     if probe.axis == 1:
         rows, axis = node("Flatten", source, axis=2), 1  # (samples * channels, positions): a Reshape to -1 takes no empty tensor
@@ -72,9 +103,4 @@ def probe_graph(probe: Probe, opset: int) -> onnx.GraphProto:
     centre = reduce("ReduceMean", rows, axis, 1)
     squares = reduce("ReduceSumSquare", node("Sub", rows, centre), axis, 0)
     flat = numbers("flat", -1, probe.channels)
-    graph.outputs = [node("Reshape", centre, flat), node("Reshape", squares, flat), shape]
-    for tensor, name in zip(graph.outputs, probe.outputs, strict=True):
-        tensor.name, tensor.dtype = name, onnx.TensorProto.INT64 if tensor is shape else kind
-    made: onnx.GraphProto = gs.export_onnx(graph).graph
-    made.ClearField("name")  # it goes into a graph that has one
-    return made
+    return given(node("Reshape", centre, flat), node("Reshape", squares, flat))

@@ -17,15 +17,15 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import stages
-from onnxprune.graph.probes import Probe
+from onnxprune.graph.probes import Groups, Probe
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import as_array, open_session, run_bound, run_session, session_of, to_device
 from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Live, Memory
 
 Batch = dict[str, NDArray[Any]]
-Groups = tuple[int, NDArray[Any], NDArray[Any]]
-"""Size of a group, and mean and centred sum of squares of every group and channel, float32 or float64 (groups, channels)."""
+AT_ONCE = {"cpu": True, "cuda": False}
+"""By the kind of device, whether one node gives the statistics of a tensor (graph.probes)."""
 
 
 class Stream:
@@ -98,7 +98,8 @@ class Stream:
         session: Any = None
         inputs: dict[str, str] = {}
         if names:
-            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired)
+            at_once = AT_ONCE[self._device.kind]
+            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, at_once=at_once)
             session = open_session(stage, self._device, lean=True)
 
         def advanced(number: int) -> dict[str, Any]:
@@ -173,13 +174,12 @@ class Stream:
 
 def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
     """The statistics of one batch from a stage's outputs (OrtValues or arrays)."""
-    mean, m2, shape = (as_array(made[name]) for name in probe.outputs)
-    return probe.group_size(tuple(int(dim) for dim in shape)), mean, m2
+    return probe.read(*(as_array(made[name]) for name in probe.outputs))
 
 
 def one_pass(model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device) -> Iterator[list[Groups]]:
     """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
-    copy = stages.tapped(model, probes)
+    copy = stages.tapped(model, probes, at_once=AT_ONCE[device.kind])
     del copy.graph.output[: len(model.graph.output)]
     names = [name for probe in probes for name in probe.outputs]
     with session_of(copy, device, lean=True) as session:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from models import build, node, rand, run
 from onnx import TensorProto, helper
 
-from onnxprune.graph.probes import Probe
+from onnxprune.graph.probes import Probe, probe_graph
 from onnxprune.graph.stages import tapped
+from onnxprune.numerics.moments import Moments
 
 # Relative error of a centred float32 sum of squares of n numbers: at most n * 2^-24, in practice its root; 1e-4 is 1700 at worst.
 VARIANCE = 1e-4
@@ -22,19 +23,19 @@ def truth(x, axis):
     return values.mean(axis=1), values.var(axis=1)
 
 
-def probed(x, axis, opset=17, *, ir_version=8):
+def probed(x, axis, opset=17, *, ir_version=8, at_once=False):
     """Mean and variance per channel from the probe's groups, put together as the formula of pooled variance says."""
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
     model = build([node("Identity", ["x"], ["y"])], {}, {"x": [None] * x.ndim}, ["y"], opset=opset, elem_type=kind)
     model.ir_version = ir_version
     probe = Probe("y", axis, x.shape[axis], kind)
-    copy = tapped(model, [probe])
+    copy = tapped(model, [probe], at_once=at_once)
     assert [value.name for value in copy.graph.output] == ["y", *probe.outputs] and len(model.graph.output) == 1
-    mean, m2, shape = run(copy, {"x": x}, probe.outputs)
+    found = run(copy, {"x": x}, probe.outputs)
+    assert found[2].dtype == np.int64 and tuple(found[2]) == x.shape
+    assert found[0].dtype == found[1].dtype == (np.float64 if kind == TensorProto.DOUBLE else np.float32)
+    size, mean, m2 = probe.read(*found)
     assert mean.shape == m2.shape and mean.shape[1] == x.shape[axis]
-    assert mean.dtype == m2.dtype == (np.float64 if kind == TensorProto.DOUBLE else np.float32)
-    assert shape.dtype == np.int64 and tuple(shape) == x.shape
-    size = probe.group_size(tuple(int(dim) for dim in shape))
     assert size * mean.size == x.size
     mean, m2 = mean.astype(np.float64), m2.astype(np.float64)
     total = mean.mean(axis=0)
@@ -42,10 +43,11 @@ def probed(x, axis, opset=17, *, ir_version=8):
 
 
 def close(x, axis, **more):
-    mean, variance = probed(x, axis, **more)
     want_mean, want_variance = truth(x, axis)
-    np.testing.assert_allclose(mean, want_mean, rtol=MEAN, atol=MEAN)
-    np.testing.assert_allclose(variance, want_variance, rtol=VARIANCE, atol=1e-12)
+    for at_once in (False, True):
+        mean, variance = probed(x, axis, at_once=at_once, **more)
+        np.testing.assert_allclose(mean, want_mean, rtol=MEAN, atol=MEAN)
+        np.testing.assert_allclose(variance, want_variance, rtol=VARIANCE, atol=1e-12)
 
 
 def test_by_hand():
@@ -90,11 +92,12 @@ def test_other_types(shape, axis, kind):
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 3, 32, 32), 1), ((16, 197, 8), -1), ((20000, 4), -1), ((4, 3, 1000), -2)])
 @pytest.mark.parametrize("opset", [17, 18])
-def test_a_mean_of_300_deviations(shape, axis, opset):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_mean_of_300_deviations(shape, axis, opset, at_once):
     # the naive E[x^2] - E[x]^2 is 50 % off here
     rng = np.random.default_rng(3)
     x = (rng.normal(size=shape) + 300).astype(np.float32)
-    mean, variance = probed(x, axis, opset=opset)
+    mean, variance = probed(x, axis, opset=opset, at_once=at_once)
     want_mean, want_variance = truth(x, axis)
     # on axis -1 up to 20,000 rows are added one by one: the root of so many roundings of 2^-24 is 8e-6
     np.testing.assert_allclose(mean, want_mean, rtol=1e-5)
@@ -104,21 +107,55 @@ def test_a_mean_of_300_deviations(shape, axis, opset):
 def test_float16_sums_do_not_overflow():
     x = np.full((1, 2, 64, 64), 200, np.float16)  # the sum of squares alone is 1.6e8, float16 ends at 65504
     x[:, :, ::2] = -200
-    mean, variance = probed(x, 1)
-    np.testing.assert_array_equal(mean, [0, 0])
-    np.testing.assert_array_equal(variance, [40000, 40000])
+    for at_once in (False, True):
+        mean, variance = probed(x, 1, at_once=at_once)
+        np.testing.assert_array_equal(mean, [0, 0])
+        np.testing.assert_array_equal(variance, [40000, 40000])
 
 
 def test_a_constant_channel_has_no_variance():
     x = rand(np.random.default_rng(4), 3, 2, 5)
     x[:, 1] = 0.75  # exact in binary, so that the mean is too
-    assert probed(x, 1)[1][1] == 0
+    for at_once in (False, True):
+        assert probed(x, 1, at_once=at_once)[1][1] == 0
 
 
 @pytest.mark.parametrize("axis", [1, -1, -2])
 def test_group_size(axis):
     probe = Probe("t", axis, {1: 3, -1: 5, -2: 4}[axis])
-    assert probe.group_size((2, 3, 4, 5)) == {1: 20, -1: 24, -2: 5}[axis]
+    assert probe.group_size((2, 3, 4, 5), {1: 2, -1: 1, -2: 6}[axis]) == {1: 20, -1: 24, -2: 5}[axis]
+    assert probe.group_size((0, 3, 4, 5), 0) == 0
+
+
+def test_one_node_for_the_batch_where_there_is_one():
+    """BatchNormalization has a training form since opset 14, and channels on axis 1."""
+    for axis, opset, at_once, batched in ((1, 13, True, False), (1, 14, True, True), (1, 21, False, False), (-1, 17, True, False)):
+        made = probe_graph(Probe("t", axis, 4), opset, at_once=at_once)
+        ops = [step.op_type for step in made.node]
+        assert ("BatchNormalization" in ops) == batched
+        assert ("Sub" in ops) != batched
+        read = {name for step in made.node for name in step.input}
+        assert not batched or read.isdisjoint(value.name for value in made.output)  # runs at the same time would share them
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (0, 3), (2, 3, 0), (0, 3, 4, 4)])
+def test_no_values_are_no_groups(shape, kind):
+    model = build(
+        [node("Identity", ["x"], ["y"])], {}, {"x": [None] * len(shape)}, ["y"], elem_type=helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    )
+    for at_once in (False, True):
+        probe = Probe("y", 1, 3, helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+        found = run(tapped(model, [probe], at_once=at_once), {"x": np.zeros(shape, kind)}, probe.outputs)
+        assert Moments.from_groups(*probe.read(*found)).count == 0
+
+
+def test_what_overflows_is_infinite():
+    x = np.full((2, 2, 3), 1e30, np.float32)
+    x[:, 1, ::2] = -1e30
+    for at_once in (False, True):
+        variance = probed(x, 1, at_once=at_once)[1]
+        assert not np.isfinite(variance[1])
 
 
 def test_several_probes_at_once():
