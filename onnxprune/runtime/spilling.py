@@ -76,7 +76,8 @@ class Mapped(mmap.mmap):
 class Memory:
     """The budget that the walks of a run share, in bytes of live tensors; infinite unless told otherwise.
 
-    ``spare``: the bytes of pages of tensors that are gone that it keeps for others, within the budget.
+    ``spare``: the bytes of pages of tensors that are gone that it keeps for others, within the budget. ``roomy``: there are some, as memory
+    is no matter.
 
     ``peak``: the most bytes that were live at once, in memory and in the file together; ``spilled``: the bytes written to the file.
     """
@@ -89,6 +90,7 @@ class Memory:
         self._file: IO[bytes] | None = None
         self._parts: list[tuple[int, int]] = []  # start and length of what is free in the file, ascending, never side by side
         self._pages = Pages(spare)
+        self.roomy = spare > 0
 
     def hold(self, value: Any, device: Device) -> Live:
         """Take an OrtValue in: the caller keeps no reference of its own.

@@ -100,7 +100,7 @@ class Stream:
         if names:
             at_once = AT_ONCE[self._device.kind]
             stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, at_once=at_once)
-            session = open_session(stage, self._device, lean=True)
+            session = open_session(stage, self._device, lean=True, arena=self._memory.roomy)
 
         def advanced(number: int) -> dict[str, Any]:
             """Bring one batch to the new point; no thread touches another's."""
@@ -134,7 +134,7 @@ class Stream:
         if names:
             stop = len(self._model.graph.node)
             stage, inputs = stages.cut(self._model, self._plan, stop, types, names, (), self._repaired)
-            session = open_session(stage, self._device, lean=True)
+            session = open_session(stage, self._device, lean=True, arena=self._memory.roomy)
         results = []
         for live in self._live[:most]:
             made = self._run(session, live, inputs, names) if names else {}
@@ -177,12 +177,17 @@ def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
     return probe.read(*(as_array(made[name]) for name in probe.outputs))
 
 
-def one_pass(model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device) -> Iterator[list[Groups]]:
-    """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
+def one_pass(
+    model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device, *, roomy: bool = True
+) -> Iterator[list[Groups]]:
+    """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way.
+
+    ``roomy`` is as that of a Memory.
+    """
     copy = stages.tapped(model, probes, at_once=AT_ONCE[device.kind])
     del copy.graph.output[: len(model.graph.output)]
     names = [name for probe in probes for name in probe.outputs]
-    with session_of(copy, device, lean=True) as session:
+    with session_of(copy, device, lean=True, arena=roomy) as session:
         del copy
 
         def read(batch: Batch) -> list[Groups]:
