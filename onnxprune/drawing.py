@@ -61,7 +61,7 @@ class Taken:
     def _read(self, rows: NDArray[np.intp], size: int) -> Iterator[dict[str, NDArray[Any]]]:
         """The samples as they are stored, from memory where they are kept there; up to `KEPT` bytes are."""
         if self.memory is None:
-            yield from calibration.batches(self.samples, rows, size, fixed=self.least > 1)
+            yield from map(self.samples.take, self._runs(rows, size))
             return
         for run in self._runs(rows, size):
             batch = self.memory.get(run.tobytes())
@@ -85,7 +85,8 @@ class Taken:
 
     def whole(self, rows: NDArray[np.intp]) -> Batch:
         """As many of the samples at ``rows`` as a batch may have."""
-        return next(self.axes.laid_out(calibration.batches(self.samples, rows, self.batch_size, fixed=True)))
+        run = calibration.runs(self.samples, rows, self.batch_size, fixed=True)[0]
+        return next(self.axes.laid_out([self.samples.take(run)]))
 
     def trial(self) -> Batch:
         """One batch, held out where one is."""

@@ -29,6 +29,8 @@ MOST = 8
 REACH = 15
 """Seconds to wait for a scheduler to answer."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
+MASKED = hasattr(signal, "pthread_sigmask")
+"""Whether signals can be blocked: not on Windows."""
 OWN: WeakSet[Executor] = WeakSet()
 """Pools of `executor_of`: they end their processes, and Python's pool prints a traceback where a piece was called off before that."""
 
@@ -128,7 +130,8 @@ def _begin(threads: int) -> None:
         os._exit(1)  # a parent that was killed cannot tell its children
 
     threading.Thread(target=follow, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    if MASKED:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _ended_well(work: Callable[..., T], *arguments: Any) -> T:
@@ -166,15 +169,15 @@ def _later() -> Iterator[None]:
     """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    answers = {number: signal.getsignal(number) for number in STOPS if main}
-    answers = {number: answer for number, answer in answers.items() if answer not in (None, signal.SIG_IGN)}
+    answers = {number: answer for number in STOPS if main and (answer := signal.getsignal(number)) not in (None, signal.SIG_IGN)}
     for number in answers:
         signal.signal(number, lambda number, _: came.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if MASKED else ()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if MASKED:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, answer in answers.items():
             signal.signal(number, answer)
         for late in dict.fromkeys(came):

@@ -75,7 +75,7 @@ def dense_moments(
         tick()
         return found
     moments = [Moments.empty(probe.channels) for probe in probes]
-    for groups in one_pass(model, probes, batches, device, roomy=memory is None or memory.roomy):
+    for groups in one_pass(model, probes, batches, device, memory):
         moments = [so_far.merge(Moments.from_groups(*group)) for so_far, group in zip(moments, groups, strict=True)]
         tick()
     return moments

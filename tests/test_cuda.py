@@ -42,7 +42,7 @@ DATA = samples(64)
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
     """A device that computes as the CPU does, bit by bit; so the CPU's statistics must come from the same nodes."""
-    monkeypatch.setitem(stream.AT_ONCE, "cpu", False)
+    monkeypatch.setitem(stream.ONE_NODE, "cpu", False)
     yield fake_cuda.install(monkeypatch)
     fake_cuda.forget()
 

@@ -117,9 +117,11 @@ def test_ctrl_c_ends_the_processes_and_a_second_run_goes_on(net: Path, rows: int
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     lines = [line.split(":")[0] for line in err.splitlines() if line]
-    assert lines == ["onnxprune"] * (2 if rows else len(lines)), err
-    assert "s.json.rows" in err or not rows
-    assert {path.name for path in net.iterdir()} - {"s.json.rows"} == {"calib.npy", "net.onnx"}
+    told = "s.json.rows" in err  # with no row yet there may be nothing to go on from
+    assert told or not rows
+    assert lines == ["onnxprune"] * (2 if told else 1), err
+    left = {path.name for path in net.iterdir()}
+    assert left - (set() if rows else {"s.json.rows"}) == {"calib.npy", "net.onnx", *(["s.json.rows"] if rows else [])}
     end = time.monotonic() + 20
     while there(child.pid) and time.monotonic() < end:
         time.sleep(0.05)
@@ -132,7 +134,7 @@ def children(parent: int) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_work_that_a_signal_ends_clears_up_even_when_a_second_comes(net: Path, number: signal.Signals) -> None:
-    with executor_of(1 + 1, None) as executor, pytest.raises(RuntimeFailure, match="a worker process ended before its work did"):
+    with executor_of(2, None) as executor, pytest.raises(RuntimeFailure, match="a worker process ended before its work did"):
         list(each(ended, [(str(net / "held"), int(number))], executor))
     assert not (net / "held").exists()
 

@@ -12,15 +12,15 @@ from onnxprune.sizes import BLOCK, describe, readable
 
 
 def weights(share: float, kind: str) -> bytes:
-    """A megabyte of normally distributed numbers, the smallest of them zero."""
-    values = np.random.default_rng(3).normal(size=10**6 // np.dtype(kind).itemsize)
+    """A third of a megabyte of normally distributed numbers, the smallest of them zero."""
+    values = np.random.default_rng(3).normal(size=333_336 // np.dtype(kind).itemsize)
     values = np.where(np.abs(values) < np.quantile(np.abs(values), share), 0, values * (20 if kind == "i1" else 1))
     return values.astype(kind).tobytes()
 
 
 CONTENT = {f"{kind} {share}": weights(share, kind) for kind in ("f4", "f2", "i1") for share in (0.0, 0.05, 0.1, 0.3, 0.9, 0.95)}
 CONTENT |= {"nothing": b"", "one": b"x", "zeros": bytes(2 * BLOCK), "text": Path(__file__).read_bytes()}
-CONTENT["half and half"] = 4 * weights(0.0, "f4") + bytes(BLOCK)
+CONTENT["half and half"] = 12 * weights(0.0, "f4") + bytes(BLOCK)
 
 
 @pytest.mark.parametrize("name", CONTENT)

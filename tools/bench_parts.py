@@ -69,7 +69,7 @@ def reductions(path: Path, batches: list[dict[str, np.ndarray]]) -> float:
     model = onnx.load(path)
     constants = Constants(model)
     probes = [probe_of(point, point.dense_tensor, constants) for point in points(layers.find(model, ()))]
-    tapped = stages.tapped(model, probes, at_once=True)
+    tapped = stages.tapped(model, probes, one_node=True)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     spent = []

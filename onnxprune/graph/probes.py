@@ -38,12 +38,15 @@ class Probe:
 
     @property
     def outputs(self) -> tuple[str, str, str]:
-        """Graph outputs: mean and m2, float32 or float64 (groups, channels), and the tensor's shape, int64; see `read`."""
+        """Graph outputs, which `read` reads: mean and m2, float32 or float64 (groups, channels), and the tensor's shape, int64.
+
+        One node for the batch gives its mean and variance, (channels,).
+        """
         return (f"{self.tensor}::mean", f"{self.tensor}::m2", f"{self.tensor}::shape")
 
     def read(self, mean: NDArray[Any], spread: NDArray[Any], shape: NDArray[np.int64]) -> Groups:
-        """The statistics that the outputs hold."""
-        if mean.ndim == 1:  # of one group, and its variance
+        """The statistics that the outputs hold; ``spread`` is m2 or the variance."""
+        if mean.ndim == 1:
             size = self.group_size(tuple(shape.tolist()), 1)
             return size, mean[None], spread[None].astype(np.float64) * size
         return self.group_size(tuple(shape.tolist()), len(mean)), mean, spread
@@ -53,10 +56,10 @@ class Probe:
         return math.prod(shape) // max(self.channels * groups, 1)
 
 
-def probe_graph(probe: Probe, opset: int, *, at_once: bool = False) -> onnx.GraphProto:
+def probe_graph(probe: Probe, opset: int, *, one_node: bool = False) -> onnx.GraphProto:
     """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor.
 
-    ``at_once`` allows the one node for axis 1.
+    ``one_node`` allows the one node for axis 1.
     """
     graph = gs.Graph(opset=opset)
     source = gs.Variable(probe.tensor)
@@ -89,12 +92,13 @@ def probe_graph(probe: Probe, opset: int, *, at_once: bool = False) -> onnx.Grap
         made.ClearField("name")  # it goes into a graph that has one
         return made
 
-    if at_once and probe.axis == 1 and opset >= 14:
+    if one_node and probe.axis == 1 and opset >= 14:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
         one, zero = (gs.Constant(f"{probe.tensor}::{value}", np.full(probe.channels, value, dtype)) for value in (1, 0))
-        mean, variance = (gs.Variable(f"{probe.tensor}::batch_{what}") for what in ("mean", "variance"))
-        node("BatchNormalization", source, one, zero, zero, one, training_mode=1, momentum=0.0).inputs[0].outputs.extend([mean, variance])
-        return given(mean, variance)
+        made = [gs.Variable(f"{probe.tensor}::batch_{what}") for what in ("values", "mean", "variance")]
+        attributes = {"training_mode": 1, "momentum": 0.0}
+        graph.nodes.append(gs.Node("BatchNormalization", attrs=attributes, inputs=[source, one, zero, zero, one], outputs=made))
+        return given(*made[1:])
     rows, axis = source, -1
     if probe.axis == 1:
         rows, axis = node("Flatten", source, axis=2), 1  # (samples * channels, positions): a Reshape to -1 takes no empty tensor

@@ -113,14 +113,14 @@ def cut(
     probes: Sequence[Probe] = (),
     repaired: Mapping[str, Repaired] | None = None,
     *,
-    at_once: bool = False,
+    one_node: bool = False,
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """A stage that computes ``keep`` and the probes from the ``live`` tensors with the nodes before ``stop``.
 
     Tensors in ``repaired`` are computed from their source as told there. A live tensor that is its own source goes in under the
     name T::raw, and all nodes see the repaired T.
 
-    ``at_once`` is as for probe_graph. Returns the model, and the stage's inputs: their names there and the live tensors they stand for.
+    ``one_node`` is as for probe_graph. Returns the model, and the stage's inputs: their names there and the live tensors they stand for.
     """
     graph = model.graph
     repaired = repaired or {}
@@ -148,7 +148,7 @@ def cut(
     out.node.extend(graph.node[number] for number in nodes)
     opset = opset_of(model)
     for probe in probes:
-        out.MergeFrom(probe_graph(probe, opset, at_once=at_once))
+        out.MergeFrom(probe_graph(probe, opset, one_node=one_node))
     out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
     return stage, feed
 
@@ -219,11 +219,11 @@ def _affine_nodes(source: str, target: str, how: Repaired, live: LiveType) -> tu
     return [helper.make_node("Mul", [source, gain], [scaled]), helper.make_node("Add", [scaled, shift], [target])], initializers
 
 
-def tapped(model: onnx.ModelProto, probes: Sequence[Probe], *, at_once: bool = False) -> onnx.ModelProto:
-    """A copy of the model that gives the probes' statistics besides its own outputs; ``at_once`` is as for probe_graph."""
+def tapped(model: onnx.ModelProto, probes: Sequence[Probe], *, one_node: bool = False) -> onnx.ModelProto:
+    """A copy of the model that gives the probes' statistics besides its own outputs; ``one_node`` is as for probe_graph."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     opset = opset_of(model)
     for probe in probes:
-        copy.graph.MergeFrom(probe_graph(probe, opset, at_once=at_once))
+        copy.graph.MergeFrom(probe_graph(probe, opset, one_node=one_node))
     return copy

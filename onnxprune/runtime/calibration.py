@@ -3,7 +3,7 @@
 Samples may differ in length along the axes that the model leaves free. Those of one shape run together; nothing is padded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ __all__ = [
     "Preprocess",
     "Samples",
     "Split",
-    "batches",
     "from_arrays",
     "from_items",
     "open_samples",
@@ -198,12 +197,6 @@ def _number(count: int, batch_size: int) -> int:
         if count >= number * max(4, batch_size / smaller):
             return number
     return least
-
-
-def batches(samples: Samples, indices: NDArray[np.intp], batch_size: int, *, fixed: bool = False) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the samples at ``indices`` as model inputs, batch after batch as runs() says."""
-    for rows in runs(samples, indices, batch_size, fixed=fixed):
-        yield samples.take(rows)
 
 
 def _samples(parts: list[tuple[Source, tuple[Recipe, ...]]], notes: list[str], paths: tuple[str, ...]) -> Samples:

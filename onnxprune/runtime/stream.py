@@ -24,7 +24,7 @@ from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Live, Memory
 
 Batch = dict[str, NDArray[Any]]
-AT_ONCE = {"cpu": True, "cuda": False}
+ONE_NODE = {"cpu": True, "cuda": False}
 """By the kind of device, whether one node gives the statistics of a tensor (graph.probes)."""
 
 
@@ -98,8 +98,8 @@ class Stream:
         session: Any = None
         inputs: dict[str, str] = {}
         if names:
-            at_once = AT_ONCE[self._device.kind]
-            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, at_once=at_once)
+            one_node = ONE_NODE[self._device.kind]
+            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, one_node=one_node)
             session = open_session(stage, self._device, lean=True, arena=self._memory.roomy)
 
         def advanced(number: int) -> dict[str, Any]:
@@ -178,16 +178,13 @@ def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
 
 
 def one_pass(
-    model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device, *, roomy: bool = True
+    model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device, memory: Memory | None = None
 ) -> Iterator[list[Groups]]:
-    """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way.
-
-    ``roomy`` is as that of a Memory.
-    """
-    copy = stages.tapped(model, probes, at_once=AT_ONCE[device.kind])
+    """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
+    copy = stages.tapped(model, probes, one_node=ONE_NODE[device.kind])
     del copy.graph.output[: len(model.graph.output)]
     names = [name for probe in probes for name in probe.outputs]
-    with session_of(copy, device, lean=True, arena=roomy) as session:
+    with session_of(copy, device, lean=True, arena=(memory or Memory()).roomy) as session:
         del copy
 
         def read(batch: Batch) -> list[Groups]:

@@ -23,13 +23,13 @@ def truth(x, axis):
     return values.mean(axis=1), values.var(axis=1)
 
 
-def probed(x, axis, opset=17, *, ir_version=8, at_once=False):
+def probed(x, axis, opset=17, *, ir_version=8, one_node=False):
     """Mean and variance per channel from the probe's groups, put together as the formula of pooled variance says."""
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
     model = build([node("Identity", ["x"], ["y"])], {}, {"x": [None] * x.ndim}, ["y"], opset=opset, elem_type=kind)
     model.ir_version = ir_version
     probe = Probe("y", axis, x.shape[axis], kind)
-    copy = tapped(model, [probe], at_once=at_once)
+    copy = tapped(model, [probe], one_node=one_node)
     assert [value.name for value in copy.graph.output] == ["y", *probe.outputs] and len(model.graph.output) == 1
     found = run(copy, {"x": x}, probe.outputs)
     assert found[2].dtype == np.int64 and tuple(found[2]) == x.shape
@@ -44,8 +44,8 @@ def probed(x, axis, opset=17, *, ir_version=8, at_once=False):
 
 def close(x, axis, **more):
     want_mean, want_variance = truth(x, axis)
-    for at_once in (False, True):
-        mean, variance = probed(x, axis, at_once=at_once, **more)
+    for one_node in (False, True):
+        mean, variance = probed(x, axis, one_node=one_node, **more)
         np.testing.assert_allclose(mean, want_mean, rtol=MEAN, atol=MEAN)
         np.testing.assert_allclose(variance, want_variance, rtol=VARIANCE, atol=1e-12)
 
@@ -92,12 +92,12 @@ def test_other_types(shape, axis, kind):
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 3, 32, 32), 1), ((16, 197, 8), -1), ((20000, 4), -1), ((4, 3, 1000), -2)])
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize("at_once", [False, True])
-def test_a_mean_of_300_deviations(shape, axis, opset, at_once):
+@pytest.mark.parametrize("one_node", [False, True])
+def test_a_mean_of_300_deviations(shape, axis, opset, one_node):
     # the naive E[x^2] - E[x]^2 is 50 % off here
     rng = np.random.default_rng(3)
     x = (rng.normal(size=shape) + 300).astype(np.float32)
-    mean, variance = probed(x, axis, opset=opset, at_once=at_once)
+    mean, variance = probed(x, axis, opset=opset, one_node=one_node)
     want_mean, want_variance = truth(x, axis)
     # on axis -1 up to 20,000 rows are added one by one: the root of so many roundings of 2^-24 is 8e-6
     np.testing.assert_allclose(mean, want_mean, rtol=1e-5)
@@ -107,8 +107,8 @@ def test_a_mean_of_300_deviations(shape, axis, opset, at_once):
 def test_float16_sums_do_not_overflow():
     x = np.full((1, 2, 64, 64), 200, np.float16)  # the sum of squares alone is 1.6e8, float16 ends at 65504
     x[:, :, ::2] = -200
-    for at_once in (False, True):
-        mean, variance = probed(x, 1, at_once=at_once)
+    for one_node in (False, True):
+        mean, variance = probed(x, 1, one_node=one_node)
         np.testing.assert_array_equal(mean, [0, 0])
         np.testing.assert_array_equal(variance, [40000, 40000])
 
@@ -116,8 +116,8 @@ def test_float16_sums_do_not_overflow():
 def test_a_constant_channel_has_no_variance():
     x = rand(np.random.default_rng(4), 3, 2, 5)
     x[:, 1] = 0.75  # exact in binary, so that the mean is too
-    for at_once in (False, True):
-        assert probed(x, 1, at_once=at_once)[1][1] == 0
+    for one_node in (False, True):
+        assert probed(x, 1, one_node=one_node)[1][1] == 0
 
 
 @pytest.mark.parametrize("axis", [1, -1, -2])
@@ -129,8 +129,8 @@ def test_group_size(axis):
 
 def test_one_node_for_the_batch_where_there_is_one():
     """BatchNormalization has a training form since opset 14, and channels on axis 1."""
-    for axis, opset, at_once, batched in ((1, 13, True, False), (1, 14, True, True), (1, 21, False, False), (-1, 17, True, False)):
-        made = probe_graph(Probe("t", axis, 4), opset, at_once=at_once)
+    for axis, opset, one_node, batched in ((1, 13, True, False), (1, 14, True, True), (1, 21, False, False), (-1, 17, True, False)):
+        made = probe_graph(Probe("t", axis, 4), opset, one_node=one_node)
         ops = [step.op_type for step in made.node]
         assert ("BatchNormalization" in ops) == batched
         assert ("Sub" in ops) != batched
@@ -144,17 +144,17 @@ def test_no_values_are_no_groups(shape, kind):
     model = build(
         [node("Identity", ["x"], ["y"])], {}, {"x": [None] * len(shape)}, ["y"], elem_type=helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     )
-    for at_once in (False, True):
+    for one_node in (False, True):
         probe = Probe("y", 1, 3, helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
-        found = run(tapped(model, [probe], at_once=at_once), {"x": np.zeros(shape, kind)}, probe.outputs)
+        found = run(tapped(model, [probe], one_node=one_node), {"x": np.zeros(shape, kind)}, probe.outputs)
         assert Moments.from_groups(*probe.read(*found)).count == 0
 
 
 def test_what_overflows_is_infinite():
     x = np.full((2, 2, 3), 1e30, np.float32)
     x[:, 1, ::2] = -1e30
-    for at_once in (False, True):
-        variance = probed(x, 1, at_once=at_once)[1]
+    for one_node in (False, True):
+        variance = probed(x, 1, one_node=one_node)[1]
         assert not np.isfinite(variance[1])
 
 

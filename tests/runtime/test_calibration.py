@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime.calibration import InputSpec, Preprocess, batches, from_arrays, open_samples, runs, split
+from onnxprune.runtime.calibration import InputSpec, Preprocess, from_arrays, open_samples, runs, split
 
 REFERENCE = Path(os.environ.get("ONNXPRUNE_REFERENCE") or Path(__file__).resolve().parents[3] / "shared" / "reference")
 AS_IS = Preprocess()
@@ -174,7 +174,7 @@ def test_take_outside(bad):
 
 def test_batches_cover_the_indices_in_order():
     samples = from_arrays(np.arange(10.0), [spec(None, dtype=float)], AS_IS)
-    got = [batch["x"].tolist() for batch in batches(samples, np.array([1, 3, 5, 7, 9]), 2)]
+    got = [samples.take(run)["x"].tolist() for run in runs(samples, np.array([1, 3, 5, 7, 9]), 2)]
     assert got == [[1, 3], [5, 7], [9]]
 
 
@@ -347,7 +347,7 @@ def test_mixed_shapes_over_free_dimensions(tmp_path):
     assert samples.kinds.tolist() == [0, 0, 0, 0, 1, 1]
     assert samples.notes == ("samples of 2 shapes: those of one shape run together, nothing is padded",)
     assert [rows.tolist() for rows in runs(samples, np.array([5, 0, 1, 4, 3]), 2)] == [[5, 4], [0, 1], [3]]
-    assert [batch["x"].shape for batch in batches(samples, np.array([5, 0, 1, 4, 3]), 2)] == [(2, 4), (2, 3), (1, 3)]
+    assert [samples.take(run)["x"].shape for run in runs(samples, np.array([5, 0, 1, 4, 3]), 2)] == [(2, 4), (2, 3), (1, 3)]
     with pytest.raises(ValueError, match="2 shapes"):
         samples.take(np.array([0, 5]))
 

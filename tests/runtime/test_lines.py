@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime import lines
-from onnxprune.runtime.calibration import InputSpec, Preprocess, batches, open_samples
+from onnxprune.runtime.calibration import InputSpec, Preprocess, open_samples, runs
 
 AS_IS = Preprocess()
 IDS = InputSpec("input_ids", np.dtype(np.int64), (None, None))
@@ -29,7 +29,7 @@ def test_two_inputs_of_several_lengths(tmp_path: Path) -> None:
         f"{tmp_path}/x.jsonl: array 'text' not used, no model input has its name",
         "samples of 3 shapes: those of one shape run together, nothing is padded",
     )
-    got = list(batches(samples, np.arange(4), 8))
+    got = [samples.take(run) for run in runs(samples, np.arange(4), 8)]
     assert [batch["input_ids"].tolist() for batch in got] == [[[0, 1, 2]] * 2, [[0, 1, 2, 3, 4]], [[0, 1, 2, 3]]]
     assert {batch["input_ids"].dtype for batch in got} == {np.dtype(np.int64)}
     assert {batch["attention_mask"].dtype for batch in got} == {np.dtype(np.int32)}
