@@ -41,7 +41,7 @@ def show_summary(console: Console, report: Report) -> None:
         rows.append(
             (
                 "samples",
-                f"{used.repair} for the repair, {used.holdout} held out, of {used.available}; batches of {used.batch_size}",
+                f"{used.repair} for the repair, {used.holdout} held out, of {used.available}; batches of up to {used.batch_size}",
             )
         )
     if report.input is not None and report.output is not None:
