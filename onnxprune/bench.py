@@ -63,7 +63,8 @@ def open_bench(model: Path, calib: Calib, options: Options, labels: Path | None)
 def _opened(given: files.Loaded, calib: Calib, options: Options, labels: Path | None) -> Bench:
     dense = inlined(given.model)
     decide(dense, options)  # refuses what cannot be pruned before a sample is read
-    device, taken = device_of(options), draw(calib, dense, options, holdout=options.holdout)
+    device = device_of(options)
+    taken = draw(calib, dense, options, device.kind, holdout=options.holdout)
     if not len(taken.split.holdout):
         raise UsageError("combinations are compared on held-out samples; give --holdout above 0")
     within_memory(taken, lambda less, told: tried(dense, less, options))

@@ -122,7 +122,7 @@ def _compare(
         raise ModelError(f"{pruned}: its inputs are not those of {dense}; compare takes a model and its pruned version")
     _same_outputs(first.model, dense, second.model, pruned)
     device = device_of(options)
-    drawn = draw(calib, first.model, options, holdout=0.0)
+    drawn = draw(calib, first.model, options, device.kind, holdout=0.0)
     rows = drawn.split.repair
     classes = None if labels is None else read_labels(labels, drawn.samples.count)[drawn.order(rows)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
+from onnxprune.graph.plain import held
 from onnxprune.mirroring import mirrored, width_axes
 from onnxprune.options import Options
 from onnxprune.report import CalibrationReport
@@ -22,6 +23,10 @@ from onnxprune.runtime.finding import tensors_of
 from onnxprune.runtime.stream import Batch
 
 Items = Callable[[], Iterable[Any]] | Iterator[Any]
+MOST = 32
+"""Samples in a batch at most, where nobody says; fewer"""
+CACHED = 80_000_000
+"""where a run would hold more bytes than this at once: large tensors are read from memory, small ones from the cache that they are in."""
 KEPT = 1 << 30
 """Bytes of samples that are kept in memory at most, where several passes go over them."""
 Calib = str | Path | Sequence[str | Path] | NDArray[Any] | Mapping[str, NDArray[Any]] | Items
@@ -53,6 +58,8 @@ class Taken:
     """Batches that were read, by their rows, where several passes go over them; None where they are read anew."""
     least: int = 1
     """The fewest samples that the model takes at once."""
+    elements: int | None = None
+    """The elements that a run of ``least`` samples holds at once (graph.plain.held); None where they are not known."""
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Batch]:
         """The samples at ``rows``, batch by batch, as the model takes them."""
@@ -129,8 +136,10 @@ class Taken:
         return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, bool(self.widths))
 
 
-def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: float) -> Taken:
+def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, holdout: float) -> Taken:
     """The calibration samples behind paths or arrays, split and batched as the options and the model's batch axis say.
+
+    ``kind`` is that of the device that they run on.
 
     Raises:
         CalibrationError: the samples are missing, do not fit the inputs, or are too few.
@@ -152,7 +161,13 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, *, holdout: flo
     )
     widths = width_axes(specs) if options.mirror else {}
     stamps = {path: _stamp(path) for path in files_of(samples)}
-    return Taken(samples, split, fixed or options.batch_size, axes, widths, stamps, least=fixed or 1)
+    taken = Taken(samples, split, fixed or options.batch_size or MOST, axes, widths, stamps, least=fixed or 1)
+    if kind != "cpu":
+        return taken
+    elements = held(model, {name: value.shape for name, value in taken.first().items()})
+    if elements is None or fixed or options.batch_size:
+        return replace(taken, elements=elements)
+    return replace(taken, elements=elements, batch_size=min(MOST, max(1, CACHED // (4 * max(elements, 1)))))
 
 
 def files_of(samples: Samples) -> list[Path]:

@@ -108,7 +108,7 @@ SAMPLES = (
                  help="Unlabelled samples: .npy, .npz (an array an input), .jsonl, an ONNX test data set, an image, or a folder of one "
                       "of these. May repeat."),
     click.option("--samples", default=512, show_default=True, metavar="N", help="Use at most N samples, drawn by --seed."),
-    click.option("--batch-size", default=32, show_default=True, metavar="N", help="Samples a run at most, where the model leaves it free."),
+    click.option("--batch-size", type=int, metavar="N", help="Samples a run, at most. Left out: 32, or fewer large ones."),
     click.option("--mean", callback=numbers, metavar="A,B,C", help="Subtract from the stored values, one or one a channel."),
     click.option("--std", callback=numbers, metavar="A,B,C", help="Then divide by, one or one a channel."),
     click.option("--layout", type=click.Choice(["nhwc", "nchw"]), help="Where stored arrays have their channels."),

@@ -49,7 +49,7 @@ class Options:
     repair: str = DEFAULT_REPAIR
     unfold: bool = True
     samples: int = 512
-    batch_size: int = 32
+    batch_size: int | None = None
     device: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Options:
         if not (math.isfinite(self.holdout) and 0 <= self.holdout < 1):
             raise UsageError(f"--holdout {self.holdout} is not in 0 <= F < 1; it is the share of samples kept out of the repair")
         for flag, number in (("--samples", self.samples), ("--batch-size", self.batch_size)):
-            if number < 1:
+            if number is not None and number < 1:
                 raise UsageError(f"{flag} {number} is not a positive number")
         if not (math.isfinite(self.trial_seconds) and self.trial_seconds >= 0):
             raise UsageError(f"--trial-seconds {self.trial_seconds} is not 0 or more; it is how long the first sample may take")

@@ -102,13 +102,13 @@ def plan(model: str | Path | onnx.ModelProto, options: Options, calib: Calib | N
 
         def measured(taken: Taken, told: list[str]) -> Report:
             tried(dense, taken, options)
-            device = device_of(options)
             memory = memory_for(options.memory, device)
             found = by_error(dense, kept, options, Tools(device, taken, clock, lambda *told: None, memory=memory))
             notes = note(given.doubt) + told
             return build(masked(dense, found), options, [], None, taken.report, None, clock.seconds, notes, memory=memory)
 
-        return within_memory(draw(calib, dense, options, holdout=options.holdout), measured)
+        device = device_of(options)
+        return within_memory(draw(calib, dense, options, device.kind, holdout=options.holdout), measured)
 
 
 def run(
@@ -148,13 +148,14 @@ def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: P
         kept = decide(dense, candidates(options, least)[0] if options.auto else options)
     if calib is None:
         return _result(given, Done(options, kept, masked(dense, kept), [], None), None, None, clock, notes)
-    device, drawn = device_of(options), draw(calib, dense, options, holdout=options.holdout)
+    device = device_of(options)
+    drawn = draw(calib, dense, options, device.kind, holdout=options.holdout)
     notes += [*([device.note] if device.note else []), *drawn.samples.notes, *drawn.split.notes]
 
     def sampled(taken: Taken, told: list[str]) -> Result:
         with clock.phase("load"):
             tried(dense, taken, options)
-        tools = Tools(beside(device, dense, taken, options), taken, clock, progress, memory=memory_for(options.memory, device))
+        tools = Tools(beside(device, taken, options), taken, clock, progress, memory=memory_for(options.memory, device))
         return _with_samples(given, dense, kept, options, tools, notes + told)
 
     return within_memory(drawn, sampled)

@@ -16,7 +16,6 @@ from onnxprune.budgeting import chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.drawing import Taken
 from onnxprune.graph.mapped import has_mapped
-from onnxprune.graph.plain import held
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, collect_in_stages
@@ -29,7 +28,6 @@ from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import session_of
 from onnxprune.runtime.spilling import Memory
-from onnxprune.runtime.trial import many
 from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
 
 
@@ -59,15 +57,12 @@ class Done:
     outputs: Outputs | None
 
 
-def beside(device: Device, model: onnx.ModelProto, taken: Taken, options: Options) -> Device:
+def beside(device: Device, taken: Taken, options: Options) -> Device:
     """The device with as many batches at once as cores and memory let run side by side, and the threads that each has then."""
     if device.kind != "cpu" or options.memory is not None:
         return device
     cores = device.threads or allowed()
-    shapes = {name: value.shape for name, value in taken.first().items()}
-    size = 1 if taken.least > 1 else taken.batch_size
-    elements = held(model, {name: many(shape, taken.axes.inputs[name], size) for name, shape in shapes.items()})
-    count = at_once(cores, None if elements is None else 4 * elements)
+    count = at_once(cores, None if taken.elements is None else 4 * taken.elements * taken.batch_size // taken.least)
     return device if count == 1 else replace(device, threads=cores // count, at_once=count)
 
 

@@ -441,5 +441,5 @@ def _inner(model: onnx.ModelProto, samples: Feed, batch: int, names: list[str], 
     copy.CopyFrom(model)
     present = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    taken = draw(dict(samples), inlined(model), Options(sparsity=0.5, samples=count, batch_size=batch), holdout=0)
+    taken = draw(dict(samples), inlined(model), Options(sparsity=0.5, samples=count, batch_size=batch), "cpu", holdout=0)
     return [run(copy, feed, plain=True) for feed in taken.repairing()]

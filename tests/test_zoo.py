@@ -84,7 +84,7 @@ def test_every_subject_passes_its_trial() -> None:
     """Those that are out of the ordinary, that is; the others run none."""
     for build in SUBJECTS.values():
         made = build()
-        taken = draw(dict(made.samples), inlined(made.model), Options(sparsity=0.5, batch_size=made.batch), holdout=0.2)
+        taken = draw(dict(made.samples), inlined(made.model), Options(sparsity=0.5, batch_size=made.batch), "cpu", holdout=0.2)
         tried(inlined(made.model), taken, Options(sparsity=0.5, trial_seconds=60))
 
 
