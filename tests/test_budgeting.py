@@ -96,7 +96,7 @@ def test_a_replaced_layer_leaves_no_trace_in_the_next_ones() -> None:
     whole, alone = curves(model, sparsity=0.05), curves(model, sparsity=0.05, include=("conv2", "fc"))
     assert list(alone) == ["w2", "fc.w"]
     apart = [whole[name].errors[-1] - alone[name].errors[-1] for name in alone]  # all rows are taken, none drawn
-    np.testing.assert_allclose(apart, 0, atol=1e-9)
+    np.testing.assert_allclose(apart, 0, atol=1e-6)  # float32: the stages are cut elsewhere
 
 
 def test_a_norm_behind_a_later_convolution() -> None:

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxprune.graph.cheap import cheap
 from onnxprune.graph.probes import Probe, probe_graph
 from onnxprune.graph.walk import bodies, opset_of
 
@@ -39,7 +40,8 @@ class Repaired:
 @dataclass(frozen=True)
 class Plan:
     """What does not change while the parameters do: which node makes which tensor, which are constant, and what every node
-    reads. Nodes in ``again`` make sequences, which cannot be kept between stages; each stage packs anew those it needs."""
+    reads. Nodes in ``again`` are run by every stage that needs them: they make sequences, which cannot be kept between stages, or
+    tensors that are cheaper to make than to keep."""
 
     producer: Mapping[str, int]
     reads: Sequence[frozenset[str]]
@@ -83,7 +85,7 @@ def plan(model: onnx.ModelProto, moving: Iterable[str] = ()) -> Plan:
             constant.add(number)
             fixed.update(node.output)
     again = frozenset(number for number, node in enumerate(graph.node) if node.op_type in SEQUENCES)
-    return Plan(producer, reads, frozenset(constant), inputs, again)
+    return Plan(producer, reads, frozenset(constant), inputs, again | cheap(model, constant, fixed))
 
 
 # Operators that give other values at every run although they read nothing.
