@@ -26,10 +26,13 @@ demo: $(VENV)/.installed
 	  echo; \
 	done
 
+# The tests start the command hundreds of times: its modules are compiled once, as those of an installed package are.
 test: $(VENV)/.installed
+	@$(BIN)/python -m compileall -q onnxprune
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
 
 test-slow: $(VENV)/.installed
+	@$(BIN)/python -m compileall -q onnxprune
 	$(BIN)/python -m pytest -m "slow and not cuda"
 
 # Where there is an NVIDIA GPU; its libraries come with `.venv/bin/pip install '.[cuda]'`.
