@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Bools, Floats
-from onnxprune.numerics.thinning import best_of_each, right_side, schedule, select, sizes_of, solve, thin
+from onnxprune.numerics.supports import schedule, sizes_of
+from onnxprune.numerics.thinning import best_of_each, right_side, select, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
+SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
 RIDGE = 1e-2
 RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
@@ -57,11 +59,14 @@ class Gram:
         y_mean = y.mean(0, dtype=np.float64) if rows else np.zeros(C)
         xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
+            apart = np.empty((min(ROWS, rows), width), x.dtype)  # used again: new pages take as long as the differences
+            square = np.empty((K, K) if groups == 1 else 0, x.dtype)
             for at in range(0, rows, ROWS):
-                a, b = x[at : at + ROWS] - x_mean.astype(x.dtype), y[at : at + ROWS] - y_mean.astype(y.dtype)
+                a, b = apart[: rows - at], y[at : at + ROWS] - y_mean.astype(y.dtype)
+                np.subtract(x[at : at + ROWS], x_mean.astype(x.dtype), out=a)
                 yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
                 if groups == 1:
-                    xx[0] += a.T @ a
+                    xx[0] += np.matmul(a.T, a, out=square)
                     xy[0] += a.T @ b
                 else:
                     left = np.ascontiguousarray(a.reshape(-1, groups, K).transpose(1, 2, 0))
@@ -91,14 +96,26 @@ class Gram:
         g, K = self.x_mean.shape
         return np.asarray(self.y_mean - (weight.reshape(g, -1, K) @ self.x_mean[:, :, None]).ravel())
 
+    def power(self, weight: Floats) -> Floats:
+        """sum (w (x - x_mean))^2 for every channel (C,) of ``weight`` (C, K): w xx w'."""
+        g, K = self.x_mean.shape
+        w = weight.reshape(g, -1, K)
+        if np.count_nonzero(w) > SPARSE * w.size:
+            return np.asarray(np.einsum("gck,gck->gc", w @ self.xx, w).ravel())
+        made = np.zeros(len(weight))
+        for c, row in enumerate(weight):
+            inputs = np.flatnonzero(row)
+            part = self.xx[c // w.shape[1]][np.ix_(inputs, inputs)]
+            made[c] = row[inputs] @ part @ row[inputs]
+        return made
+
     def error(self, weight: Floats, shift: Floats, importance: Floats | None = None) -> float:
         """sum (y - weight x - shift)^2 / sum (y - y_mean)^2 over rows and channels: 0 is perfect, 1 a constant.
 
         importance: (C,) float64, how often a channel's squares count in both sums; None: once.
         """
-        g, K = self.x_mean.shape
-        w = weight.reshape(g, -1, K)
-        inner = np.einsum("gck,gck->gc", w @ self.xx - 2.0 * self.xy.transpose(0, 2, 1), w).ravel() + self.yy
+        w = weight.reshape(len(self.xx), -1, weight.shape[1])
+        inner = self.power(weight) - 2.0 * np.einsum("gkc,gck->gc", self.xy, w).ravel() + self.yy
         counts = np.ones(len(self.yy)) if importance is None else importance
         left = max(0.0, float(counts @ inner)) + self.count * float(counts @ (self.shift(weight) - shift) ** 2)
         total = float(counts @ self.yy)
@@ -158,7 +175,7 @@ def reconstruct(
     keep is C*K*n/m then.
     importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
     On a given support it changes no weight; errors count it in.
-    start, factor, fine: the supports on the way (`thinning.sizes_of`); fine 1 leaves elimination out, as a pattern does.
+    start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does.
     both: solve once more on the chosen support, on fit and held together; without it the caller may, and saves their sum.
     """
     w0 = np.asarray(w0, np.float64)

@@ -111,5 +111,4 @@ def output_moments(gram: Gram, weight: Floats) -> Moments:
     """The moments of weight @ x over the rows whose moments are given."""
     groups, K = gram.x_mean.shape
     blocks = weight.reshape(groups, -1, K)
-    m2 = np.einsum("gck,gck->gc", blocks @ gram.xx, blocks).ravel()
-    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(m2, 0.0))
+    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(gram.power(weight), 0.0))

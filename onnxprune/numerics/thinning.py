@@ -28,10 +28,6 @@ from onnxprune.numerics.elimination import Bools, Floats, cores, eliminate
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
 ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop: more of them choose no better
 FINE = (80, 1e-4)  # and of those that give the final weights
-NEAR = 4.0  # elimination begins at so many times the last size at most,
-WORTH = 1.2  # and is left out where it cannot begin at so many times it
-FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination : 4 n^3 and 8 n^2 a channel of n weights, channels being equal
-COARSE = 2.0  # above that, each support is 1/COARSE of the one before
 SLOWER = 5.0  # seconds a flop of float64 LAPACK on a gathered support over those of a large float32 product
 
 
@@ -63,21 +59,6 @@ def best_of_each(score: Floats, allowed: Bools, n: int, m: int, kernel: int) -> 
     kept = np.zeros(block.shape, np.bool_)
     np.put_along_axis(kept, order[:, :, :n], True, axis=2)
     return kept.reshape(C, K)
-
-
-def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
-    """The support sizes from at most ``start * keep`` (and below ``size``) down to ``keep``.
-
-    Each is about 1/factor of the one before; there are none but ``keep`` when that is 0 or everything.
-    """
-    top = min(float(size), start * keep)
-    if keep == 0 or top <= keep:
-        return [keep]
-    steps = max(1, int(np.ceil(np.log(top / keep) / np.log(factor) - 1e-9)))
-    ratio = (top / keep) ** (1.0 / steps)
-    first = 1 if top >= size else 0  # the whole layer is no support to solve on: nothing was dropped yet
-    sizes = {round(keep * ratio ** (steps - i)) for i in range(first, steps)} | {keep}
-    return sorted((s for s in sizes if s < size or s == keep), reverse=True)
 
 
 def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1) -> Floats:
@@ -159,19 +140,34 @@ def solve_iterative(
     return W.reshape(C, K).astype(np.float64)
 
 
-def solve(G: Floats, rhs: Floats, lam: Floats, mask: Bools, start: Floats, *, rows: int = 1, effort: tuple[int, float] = FINE) -> Floats:
+Singles = npt.NDArray[np.float32]
+
+
+def solve(
+    G: Floats,
+    rhs: Floats,
+    lam: Floats,
+    mask: Bools,
+    start: Floats,
+    *,
+    rows: int = 1,
+    effort: tuple[int, float] = FINE,
+    mean: list[Singles] | None = None,
+) -> Floats:
     """The weights (C, K) of (1) by the cheaper solver; conjugate gradients take ``effort``, iterations at most and a tolerance.
 
-    start: (C, K) float64, weights near by. The rest as in `solve_exact`.
+    start: (C, K) float64, weights near by; mean: where G/rows in float32 is kept once it was made. The rest as in `solve_exact`.
     """
     C, K = mask.shape
     iterations, tolerance = effort
     counts = mask.sum(1, dtype=np.float64)
     exact = (counts[counts < K] ** 3).sum() * 2 / 3  # full supports share one factorisation
-    if exact * SLOWER > 2.0 * K * K * C * iterations:
-        mean = np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")
-        return solve_iterative(mean, rhs, lam, mask, start, iterations, tolerance)
-    return solve_exact(G, rhs, lam, mask, rows)
+    if exact * SLOWER <= 2.0 * K * K * C * iterations:
+        return solve_exact(G, rhs, lam, mask, rows)
+    made = mean or [np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")]
+    if mean is not None:
+        mean[:] = made
+    return solve_iterative(made[0], rhs, lam, mask, start, iterations, tolerance)
 
 
 def right_side(R: Floats, lam: Floats, w0: Floats) -> tuple[Floats, Floats]:
@@ -208,14 +204,16 @@ def thin(
     mask = np.ones((C, K), np.bool_)
     weight = w0
     gains: list[float] = []
+    mean: list[Singles] = []
     for step, keep in enumerate(sizes):
         score = np.abs(weight) * alive
         protected = best_of_each(score, mask, *pattern) if pattern else None
         mask = select(score, keep, mask, protected)
         if fine and step == len(sizes) - 1:
             break
-        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE)
+        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE, mean=mean)
         gains.append(float(np.vdot(rhs - pull * (2.0 * w0 - weight), weight)))
+    del mean
     if fine:
         first = mask
         mask, weight, trail = eliminate(G, rhs, lam, mask, alive, fine, rows)
@@ -223,20 +221,3 @@ def thin(
         level = np.broadcast_to(pull, w0.shape)[first]
         gains += [float(np.dot(a - 2.0 * b + level * w, w)) for w in trail]
     return mask, weight, gains
-
-
-def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float, fine: float) -> tuple[list[int], list[int]]:
-    """The support sizes of a layer of ``channels`` x ``inputs`` weights on the way to ``keep``: by magnitude, and by elimination.
-
-    Elimination begins at `NEAR` times the last size, or as far up as `FLOPS` and `BYTES` let it when the channels keep equally many;
-    when that is less than `WORTH` times, there is none.
-    """
-    size, each = channels * inputs, max(keep, 1) / channels
-    reach = min(NEAR, start, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
-    if fine <= 1 or keep in (0, size) or min(reach * keep, size) < min(WORTH * keep, size):
-        return schedule(keep, size, factor, start), []
-    begin = min(size, round(reach * keep))
-    steps = [begin]
-    while steps[0] * COARSE <= min(start * keep, size - 1):
-        steps.insert(0, round(steps[0] * COARSE))
-    return steps, schedule(keep, begin, fine, reach)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.numerics import thinning
-from onnxprune.numerics.elimination import eliminate
+from onnxprune.numerics import supports
+from onnxprune.numerics.elimination import eliminate, inverse
 from onnxprune.numerics.reconstruct import Gram, reconstruct
-from onnxprune.numerics.thinning import schedule, sizes_of, solve_exact
+from onnxprune.numerics.supports import schedule, sizes_of
+from onnxprune.numerics.thinning import solve_exact
 
 
 def problem(K, C, groups=1, seed=0, rows=200):
@@ -126,10 +127,33 @@ def test_the_sizes_fall_to_what_is_kept_by_way_of_the_support_that_elimination_s
     if near:
         assert fine > 1
         assert coarse[-1] >= near[0]
-        assert coarse[-1] <= thinning.NEAR * keep + 1
+        assert coarse[-1] <= supports.NEAR * keep + 1
 
 
 def test_a_layer_too_large_for_inverses_is_thinned_by_magnitude_alone(monkeypatch):
     assert sizes_of(100, 10, 1000, 16.0, 1.4, 1.05)[1]
-    monkeypatch.setattr(thinning, "BYTES", 8 * 10 * 10.0**2)  # inverses of 10 weights a channel: not more than are kept
+    monkeypatch.setattr(supports, "BYTES", 8 * 10 * 10.0**2)  # inverses of 10 weights a channel: not more than are kept
     assert sizes_of(100, 10, 1000, 16.0, 1.4, 1.05) == (schedule(100, 10_000, 1.4, 16.0), [])
+
+
+@pytest.mark.parametrize("n", [1, 2, 95, 96, 97, 193, 250])
+def test_the_inverse_by_halves(n):
+    x = np.random.default_rng(n).standard_normal((n + 5, n)) * np.geomspace(1, 30, n)
+    A = x.T @ x + 1e-2 * np.eye(n)
+    kept = A.copy()
+    np.testing.assert_allclose(inverse(A) @ A, np.eye(n), atol=1e-6)  # a condition of up to 1e8, times float64's 1e-16 and n
+    np.testing.assert_array_equal(A, kept)
+    np.testing.assert_allclose(inverse(A), np.linalg.inv(A), rtol=1e-6, atol=1e-7 * np.abs(np.linalg.inv(A)).max())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_many_steps_over_many_weights_end_on_the_least_squares_ones(groups):
+    """Inverses of 220 weights, from which 12 to 28 steps take most: what is left is what solving anew gives."""
+    G, rhs, lam = problem(220, 4, groups, rows=400)
+    sizes = [round(880 * 0.9**step) for step in range(1, 28)]
+    mask, weight, trail = eliminate(G, rhs, lam, np.ones(rhs.shape, bool), all_alive(rhs), sizes, rows=400)
+    assert mask.sum() == sizes[-1] == np.count_nonzero(weight)
+    np.testing.assert_allclose(weight, solve_exact(G, rhs, lam, mask, 400), rtol=1e-8, atol=1e-10)
+    assert [np.count_nonzero(step) for step in trail] == sizes
+    half = trail[13].reshape(rhs.shape)
+    np.testing.assert_allclose(half, solve_exact(G, rhs, lam, half != 0, 400), rtol=1e-8, atol=1e-10)

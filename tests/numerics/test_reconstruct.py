@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.numerics.reconstruct import Gram, reconstruct, refit
-from onnxprune.numerics.thinning import best_of_each, schedule, select, solve_exact, solve_iterative, thin
+from onnxprune.numerics.supports import schedule
+from onnxprune.numerics.thinning import best_of_each, select, solve_exact, solve_iterative, thin
 
 
 def correlated(rows, K, C, groups=1, seed=0):
@@ -318,3 +319,27 @@ def test_the_same_input_gives_the_same_bytes():
     x, w0, y = correlated(100, 30, 10)
     first, again = (thin(g.xx, g.xy, w0, np.array([0.1]), [150, 60]) for g in [Gram.from_batch(x, y)] * 2)
     assert first[1].tobytes() == again[1].tobytes()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 1.0])
+def test_the_power_of_a_weight_is_that_of_its_outputs(groups, share):
+    """Few weights meet few entries of the Gram matrix, which are gathered; many take a product with all of it."""
+    rng = np.random.default_rng(3)
+    x, weight = rng.standard_normal((50, groups * 20)) + 2, rng.standard_normal((6, 20))
+    weight.reshape(-1)[rng.permutation(120)[round(share * 120) :]] = 0
+    gram = Gram.from_batch(x, rng.standard_normal((50, 6)), groups)
+    blocks = (x - x.mean(0)).reshape(50, groups, 20)
+    outputs = np.einsum("rgk,gck->rgc", blocks, weight.reshape(groups, -1, 20)).reshape(50, 6)
+    np.testing.assert_allclose(gram.power(weight), (outputs**2).sum(0), rtol=1e-10, atol=1e-12)
+
+
+def test_rows_come_in_products_of_a_few_thousand(monkeypatch):
+    """The buffers are used again for every product, the last of fewer rows."""
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((103, 7)), rng.standard_normal((103, 2))
+    whole = Gram.from_batch(x, y)
+    monkeypatch.setattr("onnxprune.numerics.reconstruct.ROWS", 20)
+    parts = Gram.from_batch(x, y)
+    for one, other in ((whole.xx, parts.xx), (whole.xy, parts.xy), (whole.yy, parts.yy)):
+        np.testing.assert_allclose(one, other, rtol=1e-12)

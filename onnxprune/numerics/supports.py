@@ -1,0 +1,40 @@
+"""The support sizes that thinning goes through: by magnitude from far above what is kept, then by elimination."""
+
+import numpy as np
+
+NEAR = 4.0  # elimination begins at so many times the last size at most,
+WORTH = 1.2  # and is left out where it cannot begin at so many times it
+FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
+COARSE = 2.0  # above that, each support is 1/COARSE of the one before
+
+
+def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
+    """The support sizes from at most ``start * keep`` (and below ``size``) down to ``keep``.
+
+    Each is about 1/factor of the one before; there are none but ``keep`` when that is 0 or everything.
+    """
+    top = min(float(size), start * keep)
+    if keep == 0 or top <= keep:
+        return [keep]
+    steps = max(1, int(np.ceil(np.log(top / keep) / np.log(factor) - 1e-9)))
+    ratio = (top / keep) ** (1.0 / steps)
+    first = 1 if top >= size else 0  # the whole layer is no support to solve on: nothing was dropped yet
+    sizes = {round(keep * ratio ** (steps - i)) for i in range(first, steps)} | {keep}
+    return sorted((s for s in sizes if s < size or s == keep), reverse=True)
+
+
+def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float, fine: float) -> tuple[list[int], list[int]]:
+    """The support sizes of a layer of ``channels`` x ``inputs`` weights on the way to ``keep``: by magnitude, and by elimination.
+
+    Elimination begins at `NEAR` times the last size, or as far up as `FLOPS` and `BYTES` let it when the channels keep equally many;
+    when that is less than `WORTH` times, there is none.
+    """
+    size, each = channels * inputs, max(keep, 1) / channels
+    reach = min(NEAR, start, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
+    if fine <= 1 or keep in (0, size) or min(reach * keep, size) < min(WORTH * keep, size):
+        return schedule(keep, size, factor, start), []
+    begin = min(size, round(reach * keep))
+    steps = [begin]
+    while steps[0] * COARSE <= min(start * keep, size - 1):
+        steps.insert(0, round(steps[0] * COARSE))
+    return steps, schedule(keep, begin, fine, reach)
