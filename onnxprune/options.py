@@ -36,7 +36,8 @@ class Options:
 
     ``sparsity`` is the share of weights to remove over all layers together, 0 <= sparsity < 1. ``pattern`` is "N:M" instead: of every M
     weights along a layer's input channels N stay, and the sparsity follows. "auto" as an allocation, a repair or a sparsity has it chosen.
-    ``threads`` bounds what a run computes with on the CPU, 0 for all cores.
+    ``threads`` bounds what a run computes with on the CPU, 0 for all cores. ``batch_size`` is the most samples of a run, None for 32, or
+    for fewer on the CPU where they are large (drawing.CACHED).
     ``memory`` bounds the live tensors of the repair, in bytes or as a text such as "2GB"; None for half of what is free.
 
     Raises:
