@@ -345,3 +345,28 @@ def test_a_real_deep_network_has_its_measured_statistics_stored(reference: Path,
         np.testing.assert_allclose(values[node.input[4]], variance, rtol=1e-3)  # 55 layers deep; float32 all the way
         # a mean is as exact as the deviation it is measured with
         assert (np.abs(values[node.input[3]] - mean) <= 1e-3 * np.sqrt(variance) + 1e-6).all()
+
+
+@pytest.mark.parametrize("repair", ["bn", "channel"])
+def test_two_normalisations_in_a_row_whose_first_input_is_read_again(repair: str) -> None:
+    """The first one's output and its input are both there when the second is repaired, which is computed from the first as repaired."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "fc": rng.normal(size=(4, 5))}
+    for number in (1, 2):
+        weights |= {f"s{number}": 1 + rng.random(4), f"b{number}": rng.normal(size=4)}
+        weights |= {f"m{number}": rng.normal(size=4), f"v{number}": 1 + rng.random(4)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"])]
+    for number, source in ((1, "c"), (2, "n1")):
+        nodes.append(helper.make_node("BatchNormalization", [source, *(f"{what}{number}" for what in "sbmv")], [f"n{number}"]))
+    nodes += [helper.make_node("Relu", ["n2"], ["r"]), helper.make_node("Add", ["r", "c"], ["a"])]
+    nodes += [helper.make_node("GlobalAveragePool", ["a"], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
+    nodes.append(helper.make_node("MatMul", ["f", "fc"], ["y"]))
+    dense = model_of(nodes, {"x": ("n", 3, 8, 8)}, {"y": ("n", 5)}, {name: value.astype(np.float32) for name, value in weights.items()})
+    result = prune(dense, DATA, sparsity=0.5, repair=repair, holdout=0)
+    found, wanted = (run(model, {"x": DATA}, ["n1", "n2", "y"]) for model in (result.model, dense))
+    values = tensors(result.model)
+    if repair == "bn":
+        same(moments(found["n1"]), (values["m2"].astype(np.float64), values["v2"].astype(np.float64)))
+    else:
+        for name in ("n1", "n2", "y"):
+            same(moments(found[name]), moments(wanted[name]))

@@ -141,8 +141,10 @@ def cut(
         source = f"{name}::raw" if name in repaired and repaired[name].source == name else name
         out.input.append(helper.make_tensor_value_info(source, elem_type, dims))
         feed[source] = name
-    for target, how in repaired.items():
-        if target in names and how.source in taken:
+    here = set(taken)
+    for target, how in repaired.items():  # in the order of the walk: one may be the source of the next
+        if target in names and how.source in here:
+            here.add(target)
             source = f"{target}::raw" if how.source == target else how.source
             made, initializers = _affine_nodes(source, target, how, live[how.source])
             out.node.extend(made)
