@@ -162,12 +162,9 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, h
     widths = width_axes(specs) if options.mirror else {}
     stamps = {path: _stamp(path) for path in files_of(samples)}
     taken = Taken(samples, split, fixed or options.batch_size or MOST, axes, widths, stamps, least=fixed or 1)
-    if kind != "cpu":
-        return taken
-    elements = held(model, {name: value.shape for name, value in taken.first().items()})
-    if elements is None or fixed or options.batch_size:
-        return replace(taken, elements=elements)
-    return replace(taken, elements=elements, batch_size=min(MOST, max(1, CACHED // (4 * max(elements, 1)))))
+    elements = held(model, {name: value.shape for name, value in taken.first().items()}) if kind == "cpu" else None
+    most = min(MOST, max(1, CACHED // (4 * elements))) if elements else MOST
+    return replace(taken, elements=elements, batch_size=fixed or options.batch_size or most)
 
 
 def files_of(samples: Samples) -> list[Path]:
