@@ -5,7 +5,7 @@ DIGITS := examples/01_digits
 OUT := build/demo
 SPARSITY ?= 0.95
 
-.PHONY: demo test test-slow test-cuda lint bench zoo clean
+.PHONY: demo compiled test test-slow test-cuda lint bench zoo clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxprune needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -27,12 +27,13 @@ demo: $(VENV)/.installed
 	done
 
 # The tests start the command hundreds of times: its modules are compiled once, as those of an installed package are.
-test: $(VENV)/.installed
+compiled: $(VENV)/.installed
 	@$(BIN)/python -m compileall -q onnxprune
+
+test: compiled
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
 
-test-slow: $(VENV)/.installed
-	@$(BIN)/python -m compileall -q onnxprune
+test-slow: compiled
 	$(BIN)/python -m pytest -m "slow and not cuda"
 
 # Where there is an NVIDIA GPU; its libraries come with `.venv/bin/pip install '.[cuda]'`.
