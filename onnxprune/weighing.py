@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import affine, geometry
+from onnxprune.graph.cheap import EACH
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.points import Point
 from onnxprune.graph.tensors import Constants
@@ -29,10 +30,9 @@ Vector = NDArray[np.float64]
 Read = tuple[int, Vector]
 """The axis of a tensor that has the channels (1, -1, -2, or 0 where it may be any), and how much each of them is read."""
 
-KEEPING = {
-    *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh"),
-    *("Softplus", "Softsign", "Erf", "Exp", "Sqrt", "Pow", "Clip", "Abs", "Neg", "Identity", "Dropout", "Cast", "Pad", "Resize"),
-    *("Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Sum", "QuantizeLinear", "DequantizeLinear", "LRN"),
+KEEPING = EACH | {
+    *("Dropout", "Cast", "Resize", "Softplus", "Softsign", "Erf", "Exp", "Sqrt", "Pow", "LRN"),
+    *("Max", "Min", "Where", "Sum", "QuantizeLinear", "DequantizeLinear"),
     *("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"),
     *("LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"),
 }

@@ -28,17 +28,17 @@ EACH = {
 """Operators that give as many elements as they read, or nearly so, each by itself."""
 
 
-def cheap(model: onnx.ModelProto, constant: Set[int], fixed: Set[str]) -> frozenset[int]:
+def cheap(model: onnx.ModelProto, fixed: Set[str]) -> frozenset[int]:
     """The numbers of the nodes of the main graph that are cheap.
 
-    ``constant`` are the nodes that depend on nothing else than constants, ``fixed`` all constant tensors. The parameters of cheap nodes
-    are constants, so that a repair changes them where they are.
+    ``fixed`` are the constant tensors, those that nodes make of constants among them. The parameters of cheap nodes are constants, so that a
+    repair changes them where they are.
     """
     dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: dict[str, tuple[float, float]] = {}  # work and held by tensor; what is not there is kept
     again = set()
     for number, node in enumerate(model.graph.node):
-        if number in constant or node.domain not in CORE or not node.input:
+        if {*node.output} <= fixed or node.domain not in CORE or not node.input:
             continue
         made: tuple[float, float] | None = None
         if node.op_type == "Conv" and {*filter(None, node.input[1:])} <= fixed:

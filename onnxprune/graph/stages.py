@@ -85,7 +85,7 @@ def plan(model: onnx.ModelProto, moving: Iterable[str] = ()) -> Plan:
             constant.add(number)
             fixed.update(node.output)
     again = frozenset(number for number, node in enumerate(graph.node) if node.op_type in SEQUENCES)
-    return Plan(producer, reads, frozenset(constant), inputs, again | cheap(model, constant, fixed))
+    return Plan(producer, reads, frozenset(constant), inputs, again | cheap(model, fixed))
 
 
 # Operators that give other values at every run although they read nothing.

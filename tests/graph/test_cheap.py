@@ -66,7 +66,7 @@ def names(model: onnx.ModelProto) -> list[str]:
     """What the cheap nodes give."""
     constant = stages.plan(model).constant
     fixed = {tensor.name for tensor in model.graph.initializer} | {model.graph.node[at].output[0] for at in constant}
-    return [model.graph.node[number].output[0] for number in sorted(cheap.cheap(model, constant, fixed))]
+    return [model.graph.node[number].output[0] for number in sorted(cheap.cheap(model, fixed))]
 
 
 def test_a_block_by_hand() -> None:
