@@ -16,8 +16,9 @@ Two solvers of (1), chosen by their cost:
   warm-started from the step before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -152,11 +153,11 @@ def solve(
     *,
     rows: int = 1,
     effort: tuple[int, float] = FINE,
-    mean: list[Singles] | None = None,
+    mean: Callable[[], Singles] | None = None,
 ) -> Floats:
     """The weights (C, K) of (1) by the cheaper solver; conjugate gradients take ``effort``, iterations at most and a tolerance.
 
-    start: (C, K) float64, weights near by; mean: where G/rows in float32 is kept once it was made. The rest as in `solve_exact`.
+    start: (C, K) float64, weights near by; mean: gives G/rows in float32 where a caller keeps it. The rest as in `solve_exact`.
     """
     C, K = mask.shape
     iterations, tolerance = effort
@@ -164,10 +165,12 @@ def solve(
     exact = (counts[counts < K] ** 3).sum() * 2 / 3  # full supports share one factorisation
     if exact * SLOWER <= 2.0 * K * K * C * iterations:
         return solve_exact(G, rhs, lam, mask, rows)
-    made = mean or [np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")]
-    if mean is not None:
-        mean[:] = made
-    return solve_iterative(made[0], rhs, lam, mask, start, iterations, tolerance)
+    return solve_iterative(mean() if mean else single(G, rows), rhs, lam, mask, start, iterations, tolerance)
+
+
+def single(G: Floats, rows: int) -> Singles:
+    """G over the rows, float32."""
+    return np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")
 
 
 def right_side(R: Floats, lam: Floats, w0: Floats) -> tuple[Floats, Floats]:
@@ -204,7 +207,7 @@ def thin(
     mask = np.ones((C, K), np.bool_)
     weight = w0
     gains: list[float] = []
-    mean: list[Singles] = []
+    mean = cache(lambda: single(G, rows))
     for step, keep in enumerate(sizes):
         score = np.abs(weight) * alive
         protected = best_of_each(score, mask, *pattern) if pattern else None
