@@ -31,35 +31,34 @@ EACH = {
 def cheap(model: onnx.ModelProto, fixed: Set[str]) -> frozenset[int]:
     """The numbers of the nodes of the main graph that are cheap.
 
-    ``fixed`` are the constant tensors, those that nodes make of constants among them. The parameters of cheap nodes are constants, so that a
-    repair changes them where they are.
+    ``fixed`` are the constant tensors, also those that are computed. The parameters of cheap nodes are constants, so that a repair changes
+    them where they are.
     """
     dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: dict[str, tuple[float, float]] = {}  # work and held by tensor; what is not there is kept
     again = set()
     for number, node in enumerate(model.graph.node):
-        if {*node.output} <= fixed or node.domain not in CORE or not node.input:
-            continue
+        given = [found.get(name, (0.0, 1.0)) for name in node.input if name and name not in fixed]
         made: tuple[float, float] | None = None
+        if not given or node.domain not in CORE:
+            continue
         if node.op_type == "Conv" and {*filter(None, node.input[1:])} <= fixed:
-            made = _conv(node, dims.get(node.input[1]), found.get(node.input[0]))
+            made = _conv(node, dims.get(node.input[1]), *given)
         elif node.op_type in EACH and len(node.output) == 1:
-            given = [found.get(name) for name in node.input if name and name not in fixed]
-            if any(given):
-                made = sum(one[0] if one else 0.0 for one in given), sum(one[1] if one else 1.0 for one in given)
+            made = sum(work for work, _ in given), sum(held for _, held in given)
         if made is not None and made[0] <= WORK and made[1] <= HELD:
             again.add(number)
             found[node.output[0]] = made
     return frozenset(again)
 
 
-def _conv(node: onnx.NodeProto, dims: tuple[int, ...] | None, given: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Work and held of what a convolution gives; None where its weight's shape is not known."""
+def _conv(node: onnx.NodeProto, dims: tuple[int, ...] | None, given: tuple[float, float]) -> tuple[float, float] | None:
+    """Work and held of what a convolution gives, from those of its input; None where its weight's shape is not known."""
     if dims is None or len(dims) < 3:
         return None
     told = {entry.name: entry for entry in node.attribute}
     group = told["group"].i if "group" in told else 1
     steps = float(np.prod(told["strides"].ints)) if "strides" in told else 1.0
     inputs = dims[1] * group / dims[0] * steps  # elements that it reads, for one that it gives
-    work, held = given or (0.0, 1.0)
+    work, held = given
     return float(np.prod(dims[1:])) + inputs * work, inputs * held
