@@ -40,7 +40,8 @@ from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
-from onnxprune.sequential import Outcome, fold, probe_of, repair_point, unrepaired, variance_error, variance_ratio
+from onnxprune.sequential import Outcome, repair_point, unrepaired, variance_error, variance_ratio
+from onnxprune.statistics import fold, probe_of
 from onnxprune.weighing import weigh
 
 ROUNDS = 2

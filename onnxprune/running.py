@@ -28,7 +28,8 @@ from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import session_of
 from onnxprune.runtime.spilling import Memory
-from onnxprune.sequential import Outcome, dense_moments, repair_in_order, touched
+from onnxprune.sequential import Outcome, repair_in_order, touched
+from onnxprune.statistics import dense_moments
 
 
 @dataclass(frozen=True, eq=False)

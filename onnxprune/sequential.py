@@ -1,7 +1,7 @@
 """Statistic repair, layer after layer: when a layer is repaired, all before it already are.
 
-The dense model's statistics do not depend on the repair and come from one plain pass. The current model is walked by a Stream: its
-statistics at a place of repair come from a model whose earlier places are already repaired. Two passes in all.
+The dense model's statistics do not depend on the repair and come from one plain pass (statistics). The current model is walked by a Stream:
+its statistics at a place of repair come from a model whose earlier places are already repaired. Two passes in all.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import affine, gains, stages
 from onnxprune.graph.layers import Layer
-from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.points import Point
-from onnxprune.graph.probes import Groups, Probe
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import dead_channels, repair
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
-from onnxprune.runtime.stream import Batch, Stream, one_pass
+from onnxprune.runtime.stream import Batch, Stream
+from onnxprune.statistics import fold, probe_of
 
 Tick = Callable[[], None]
 NOTHING = "no value reaches it on the samples"
@@ -61,24 +60,6 @@ def touched(model: onnx.ModelProto, pruned: Iterable[Layer]) -> frozenset[str]:
         if not reached.isdisjoint(reads):
             reached.update(model.graph.node[number].output)
     return frozenset(reached)
-
-
-def dense_moments(
-    model: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], device: Device, tick: Tick, memory: Memory | None = None
-) -> list[Moments]:
-    """The moments of every point in the model as given, in one pass over the batches; in stages where its weights were left in files."""
-    constants = Constants(model)
-    probes = [probe_of(point, point.dense_tensor, constants) for point in points]
-    if has_mapped(model):
-        stream = Stream(model, batches, [probe.tensor for probe in probes], device, memory)
-        found = [fold(stream.advance(probe), point) for probe, point in zip(probes, points, strict=True)]
-        tick()
-        return found
-    moments = [Moments.empty(probe.channels) for probe in probes]
-    for groups in one_pass(model, probes, batches, device, memory):
-        moments = [so_far.merge(Moments.from_groups(*group)) for so_far, group in zip(moments, groups, strict=True)]
-        tick()
-    return moments
 
 
 def repair_in_order(
@@ -221,21 +202,3 @@ def _log_ratios(dense: Moments, current: Moments) -> NDArray[np.float64]:
     """log(v_c / v_d) of the channels that vary in both models, float64."""
     both = (dense.variance > 0) & (current.variance > 0) & np.isfinite(dense.variance) & np.isfinite(current.variance)
     return np.asarray(np.log(current.variance[both] / dense.variance[both]))
-
-
-def probe_of(point: Point, tensor: str, constants: Constants) -> Probe:
-    """The probe of a tensor; its element type is that of the parameter beside it."""
-    if point.layer is not None:
-        parameter = point.layer.seen
-    else:
-        assert point.norm is not None
-        parameter = constants.model.graph.node[point.norm.scale_node].input[point.norm.scale]
-    return Probe(tensor, point.axis, point.channels, constants.data_type(parameter))
-
-
-def fold(batches: Iterable[Groups], point: Point) -> Moments:
-    """The moments of a point over all batches."""
-    moments = Moments.empty(point.channels)
-    for size, mean, m2 in batches:
-        moments = moments.merge(Moments.from_groups(size, mean, m2))
-    return moments

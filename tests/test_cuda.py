@@ -33,7 +33,7 @@ from onnxprune.runtime import device_memory, session, stream
 from onnxprune.runtime.device import CPU, CUDA, Device
 from onnxprune.runtime.session import as_array, choose_device, run_bound, to_device
 from onnxprune.runtime.spilling import LEAST, Memory
-from onnxprune.sequential import dense_moments
+from onnxprune.statistics import dense_moments
 
 GPU = Device("cuda")
 DATA = samples(64)

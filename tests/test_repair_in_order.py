@@ -11,10 +11,13 @@ from networks import EPSILON, model_of, moments, replaced, run, samples, tensors
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune import prune
+from onnxprune import prune, statistics
+from onnxprune.graph.layers import find
 from onnxprune.graph.model import load
+from onnxprune.graph.points import points as points_of
 from onnxprune.numerics.moments import Moments
 from onnxprune.reporting import farthest
+from onnxprune.runtime.device import Device
 from onnxprune.sequential import variance_ratio
 
 DEPTH = 7
@@ -370,3 +373,19 @@ def test_two_normalisations_in_a_row_whose_first_input_is_read_again(repair: str
     else:
         for name in ("n1", "n2", "y"):
             same(moments(found[name]), moments(wanted[name]))
+
+
+@pytest.mark.parametrize("together", [1, 2, 64])
+def test_the_dense_statistics_are_those_of_all_batches(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    """Of 7 batches, the last a short one, however many are merged at a time."""
+    monkeypatch.setattr(statistics, "TOGETHER", together)
+    model, x = twins()[0], samples(100)
+    points = points_of(find(model, ()))
+    batches = ({"x": x[at : at + 16]} for at in range(0, len(x), 16))
+    ticks: list[int] = []
+    found = statistics.dense_moments(model, points, batches, Device("cpu"), lambda: ticks.append(1))
+    assert len(ticks) == 7
+    for point, of_point in zip(points, found, strict=True):
+        mean, variance = moments(run(model, {"x": x}, [point.dense_tensor])[point.dense_tensor], point.axis)
+        np.testing.assert_allclose(of_point.mean, mean, rtol=1e-6, atol=1e-6)  # float32 of the runtime
+        np.testing.assert_allclose(of_point.variance, variance, rtol=1e-5)

@@ -64,7 +64,7 @@ def reductions(path: Path, batches: list[dict[str, np.ndarray]]) -> float:
     from onnxprune.graph import layers, stages
     from onnxprune.graph.points import points
     from onnxprune.graph.tensors import Constants
-    from onnxprune.sequential import probe_of
+    from onnxprune.statistics import probe_of
 
     model = onnx.load(path)
     constants = Constants(model)

@@ -47,22 +47,26 @@ class Moments:
         return cls(x.size // channels, mean.reshape(channels), centred.sum(axis=rest))
 
     @classmethod
-    def from_groups(cls, size: int, mean: NDArray[Any], m2: NDArray[Any]) -> Self:
-        """Return the moments of G groups of ``size`` elements together; ``mean`` and ``m2``: (G, C), any float dtype.
+    def from_groups(cls, size: int | NDArray[np.int64], mean: NDArray[Any], m2: NDArray[Any]) -> Self:
+        """Return the moments of G groups together, of ``size`` elements each, or (G,); ``mean`` and ``m2``: (G, C), any float dtype.
 
-        mean = average of the means; m2 = sum of the m2 + size * sum (mean_g - mean)^2.
-        Raises ValueError if the two arrays are not of one shape (G, C), or size is negative.
+        mean = average of the means, each as often as its group has elements; m2 = sum of the m2 + sum size_g (mean_g - mean)^2. What a
+        group without elements has does not count.
+        Raises ValueError if the two arrays are not of one shape (G, C), sizes are not as many, or one is negative.
         """
-        if mean.ndim != 2 or mean.shape != m2.shape or size < 0:
+        sizes = np.full(len(mean), size) if np.ndim(size) == 0 else np.asarray(size)
+        if mean.ndim != 2 or mean.shape != m2.shape or sizes.shape != mean.shape[:1] or (sizes < 0).any():
             raise ValueError(f"groups of {size} with mean {mean.shape} and m2 {m2.shape}: expected size >= 0 and two (G, C)")
-        groups, channels = mean.shape
-        if groups * size == 0:
-            return cls.empty(channels)
-        means = mean.astype(np.float64, copy=False)
-        middle = means.mean(axis=0)
+        if not sizes.all():
+            mean, m2, sizes = mean[sizes > 0], m2[sizes > 0], sizes[sizes > 0]
+        if not sizes.size:
+            return cls.empty(mean.shape[1])
+        count = int(sizes.sum())
         with np.errstate(over="ignore", invalid="ignore"):  # statistics that overflowed stay infinite or NaN, and are seen later
-            between = ((means - middle) ** 2).sum(axis=0)
-        return cls(groups * size, middle, m2.sum(axis=0, dtype=np.float64) + size * between)
+            middle = np.einsum("g,gc->c", sizes / count, mean, dtype=np.float64)
+            apart = mean - middle
+            between = np.einsum("g,gc,gc->c", sizes.astype(np.float64), apart, apart)
+        return cls(count, middle, m2.sum(axis=0, dtype=np.float64) + between)
 
     @property
     def variance(self) -> NDArray[np.float64]:

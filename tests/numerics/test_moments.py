@@ -93,6 +93,22 @@ def test_groups_equal_the_pool(seed, groups, size):
     same(Moments.from_groups(size, mean, m2), Moments.from_batch(np.concatenate(parts), 1))
 
 
+@given(st.integers(0, 2**16), st.lists(st.integers(0, 9), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_groups_of_several_sizes_equal_the_pool(seed, sizes):
+    parts = batches(seed, sizes)
+    mean = np.array([part.mean(axis=0) if len(part) else np.full(3, np.nan) for part in parts])  # no number, where there are no elements
+    m2 = np.array([part.var(axis=0) * len(part) if len(part) else np.full(3, np.nan) for part in parts])
+    pool = np.concatenate(parts)
+    same(Moments.from_groups(np.array(sizes), mean, m2), Moments.from_batch(pool, 1) if len(pool) else Moments.empty(3))
+
+
+def test_two_groups_of_two_sizes_by_hand():
+    # 1, 3 and 2, 2, 8: mean 16/5, squares around it 4.84 + 0.04 + 1.44 + 1.44 + 23.04
+    moments = Moments.from_groups(np.array([2, 3]), np.array([[2.0], [4.0]]), np.array([[2.0], [24.0]]))
+    same(moments, Moments(5, [3.2], [30.8]))
+
+
 def test_groups_from_float32_are_combined_in_float64():
     # Sums of float32 groups in float32 would be off by about 1e-4 here: 3e5 groups, means near 1000.
     rng = np.random.default_rng(0)
@@ -139,6 +155,9 @@ def test_errors():
         Moments.from_batch(np.ones((4, 3)), 2)
     with pytest.raises(ValueError, match=r"two \(G, C\)"):
         Moments.from_groups(2, np.ones((4, 3)), np.ones((4, 2)))
+    for sizes in (np.ones(3), np.array([1, -1, 1, 1]), -1):
+        with pytest.raises(ValueError, match=r"two \(G, C\)"):
+            Moments.from_groups(sizes, np.ones((4, 3)), np.ones((4, 3)))
     with pytest.raises(ValueError, match=r"gain of shape \(3,\) does not fit 2 channels"):
         Moments.empty(2).affine(np.ones(3), 0)
     with pytest.raises(ValueError, match=r"shift of shape \(1, 2\)"):
