@@ -505,3 +505,18 @@ def test_several_models_keep_what_was_finished_before_the_error(folder: Path, on
     assert len(ran.err.splitlines()) == 1
     assert "model.pruned.onnx" in names(folder)
     assert "other.pruned.onnx" not in names(folder)
+
+
+def test_the_process_ends_with_all_that_was_printed_and_its_code(folder: Path) -> None:
+    """The console script does not take the interpreter down: what is in the buffers goes out before, and what cannot go is an error."""
+    words = [sys.executable, "-m", "onnxprune", "inspect", "model.onnx"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "weights" in told.stdout.splitlines()[0]
+    assert told.stdout.endswith("\n")
+    missing = subprocess.run([*words[:-1], "nowhere.onnx"], capture_output=True, text=True, timeout=60)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr.startswith("onnxprune: error: nowhere.onnx")
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            assert subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60).returncode == 1
