@@ -17,7 +17,7 @@ from onnxprune.graph.plain import held
 from onnxprune.mirroring import mirrored, width_axes
 from onnxprune.options import Options
 from onnxprune.report import CalibrationReport
-from onnxprune.runtime import calibration
+from onnxprune.runtime import calibration, images
 from onnxprune.runtime.calibration import Samples, Split
 from onnxprune.runtime.finding import tensors_of
 from onnxprune.runtime.stream import Batch
@@ -154,7 +154,8 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, h
         samples = calibration.from_items(items, specs, options.preprocess, options.samples, axes.gathered)
     else:
         paths = [calib] if isinstance(calib, (str, Path)) else list(calib)
-        samples = calibration.open_samples(paths, specs, options.preprocess, axes.inputs)
+        kept = images.KEPT if options.memory is None else 0
+        samples = calibration.open_samples(paths, specs, options.preprocess, axes.inputs, kept)
     fixed = fixed_batch(specs)
     split = calibration.split(
         samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds

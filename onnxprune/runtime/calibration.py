@@ -81,8 +81,11 @@ def open_samples(
     specs: Sequence[InputSpec],
     preprocess: Preprocess,
     axes: Mapping[str, int | None] | None = None,
+    kept: int = images.KEPT,
 ) -> Samples:
     """Return the samples of all ``paths`` in order, reading headers only (and no more than one image's).
+
+    Up to ``kept`` bytes of decoded images stay in memory once they are read.
 
     ``axes`` says on which axis the model has the batch of each input (0 otherwise), for test data sets, which are laid out as the
     model is; all other files have their samples on axis 0.
@@ -119,10 +122,11 @@ def open_samples(
         stored = Stored(str(pictures[0]), np.dtype(np.uint8), (frame.height, frame.width, frame.channels))
         told = replace(preprocess, layout="nhwc")
         recipes = (recipe_of(spec, stored, told, "nhwc" if frame.channels_first else None),)
+        read = images.remembering(frame, kept)
         for file in pictures:
 
             def rows(wanted: NDArray[np.intp], file: Path = file) -> dict[str, NDArray[Any]]:
-                return {spec.name: images.read(file, frame)[None][wanted]}
+                return {spec.name: read(file)[None][wanted]}
 
             parts[file] = [(Source(str(file), 1, {spec.name: stored}, (), rows), recipes)]
     return _samples([part for file in files for part in parts[file]], notes, tuple(map(str, files)))

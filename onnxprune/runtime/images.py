@@ -6,7 +6,7 @@ orientation is applied first. Pixels stay as stored, 0 to 255; nothing is decode
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from PIL import ExifTags, Image, ImageOps
 from onnxprune.errors import CalibrationError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
+
+KEPT = 64 << 20
+"""Bytes of decoded images that a run keeps, where memory is not bounded."""
 
 _MODES = {1: "L", 3: "RGB"}
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -69,6 +72,25 @@ def plan(name: str, shape: Sequence[int | None], layout: str | None, resize: int
         width_0, height_0 = _header_size(first)
         height, width = height or height_0, width or width_0
     return Frame(height, width, channels, told == "nchw", resize, size_of)
+
+
+def remembering(frame: Frame, most: int) -> Callable[[Path], NDArray[np.uint8]]:
+    """`read` for images of one frame, which keeps those that come first, ``most`` bytes of them: a run reads each up to three times.
+
+    What it gives is not to be changed.
+    """
+    kept: dict[Path, NDArray[np.uint8]] = {}
+    size = frame.height * frame.width * frame.channels
+
+    def remembered(path: Path) -> NDArray[np.uint8]:
+        if path in kept:
+            return kept[path]
+        image = read(path, frame)
+        if (len(kept) + 1) * size <= most:
+            kept[path] = image
+        return image
+
+    return remembered
 
 
 def read(path: Path, frame: Frame) -> NDArray[np.uint8]:

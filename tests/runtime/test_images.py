@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxprune.errors import CalibrationError
-from onnxprune.runtime.images import Frame, plan, read
+from onnxprune.runtime.images import Frame, plan, read, remembering
 
 
 def picture(path: Path, width: int, height: int, **save: object) -> np.ndarray:
@@ -188,3 +188,20 @@ def test_decompression_bombs_are_errors(tmp_path, monkeypatch, pixels):
         with pytest.raises(CalibrationError, match="bomb") as error:
             act()
         one_line(error, "a.png")
+
+
+def test_images_that_come_first_are_decoded_once(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        picture(path, 6 + number // 3, 5)  # the last one does not fit
+    opened = []
+    plain = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or plain(path))
+    remembered = remembering(frame(5, 6), most=2 * 5 * 6 * 3 + 89)  # two of them, and not quite a third
+    for _ in range(2):
+        for path in paths[:3]:
+            np.testing.assert_array_equal(remembered(path), read(path, frame(5, 6)))
+    assert [opened.count(path) - 2 for path in paths[:3]] == [1, 1, 2]  # two by ``read`` itself
+    for _ in range(2):
+        with pytest.raises(CalibrationError, match="7x5"):
+            remembered(paths[3])
