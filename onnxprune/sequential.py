@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.graph import affine, gains, stages
+from onnxprune.graph import affine, gains
 from onnxprune.graph.layers import Layer
+from onnxprune.graph.planning import plan
 from onnxprune.graph.points import Point
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
@@ -56,7 +57,7 @@ class Outcome:
 def touched(model: onnx.ModelProto, pruned: Iterable[Layer]) -> frozenset[str]:
     """The tensors that depend on the weight of a pruned layer: what its nodes give, and all behind."""
     reached = {name for layer in pruned for use in layer.uses for name in model.graph.node[use.outer].output if name}
-    for number, reads in enumerate(stages.plan(model).reads):
+    for number, reads in enumerate(plan(model).reads):
         if not reached.isdisjoint(reads):
             reached.update(model.graph.node[number].output)
     return frozenset(reached)

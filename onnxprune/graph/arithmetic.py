@@ -6,6 +6,7 @@ onnx's shape inference follows a part of that arithmetic; PyTorch's paddings and
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -46,13 +47,25 @@ def _run(node: onnx.NodeProto, given: list[NDArray[Any] | None], opset: int) -> 
         return None
     if node.op_type == "Range" and not _short(given):
         return None
+    bare = onnx.NodeProto(op_type=node.op_type, attribute=node.attribute)
+    bare.input.extend(f"i{place}" if value is not None else "" for place, value in enumerate(given))
+    values = tuple(None if value is None else (value.dtype, value.shape, value.tobytes()) for value in given)
+    return _evaluated(bare.SerializeToString(deterministic=True), values, opset)
+
+
+@functools.lru_cache(4096)
+def _evaluated(data: bytes, values: tuple[tuple[np.dtype[Any], tuple[int, ...], bytes] | None, ...], opset: int) -> NDArray[Any] | None:
+    """What a serialized node gives for such inputs, not to be changed; an exporter writes the same ones at every layer."""
     from onnx.reference import ReferenceEvaluator  # takes longer to import than most models need it
 
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # whatever is wrong with it, the runtime will say so
-        graph = onnx.helper.make_graph([node], "one", [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(node.input) if name], [])
-        graph.output.add(name=node.output[0])
+        node = onnx.NodeProto.FromString(data)
+        node.output.append("y")
+        graph = onnx.helper.make_graph([node], "one", [onnx.ValueInfoProto(name=name) for name in node.input if name], [])
+        graph.output.add(name="y")
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-        feed = {name: value for name, value in zip(node.input, given, strict=True) if name}
+        told = zip(node.input, values, strict=True)
+        feed = {name: np.frombuffer(value[2], value[0]).reshape(value[1]) for name, value in told if value is not None}
         outputs: list[Any] = list(ReferenceEvaluator(model).run(None, feed))
         return np.asarray(outputs[0])
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -58,10 +59,7 @@ def fault(tensor: TensorProto) -> str:
 def nbytes(tensor: TensorProto) -> int:
     """The bytes that a tensor's values take in raw form, from its type and shape."""
     size: int = math.prod(tensor.dims)
-    bits = _bits(tensor.data_type)
-    if bits < 8:
-        return -(-size * bits // 8)
-    return size * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return -(-size * _bits(tensor.data_type) // 8)
 
 
 def fits(model: onnx.ModelProto, limit: int) -> bool:
@@ -91,7 +89,8 @@ def size_of(model: onnx.ModelProto) -> int:
         return PROTO_LIMIT + 1
 
 
+@functools.cache
 def _bits(data_type: int) -> int:
-    """The bits of one value where several share a byte, else 8."""
+    """The bits of one value."""
     found = re.fullmatch(r"(?:U?INT|FLOAT)([24])\w*", TensorProto.DataType.Name(data_type))
-    return int(found[1]) if found else 8
+    return int(found[1]) if found else 8 * int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)

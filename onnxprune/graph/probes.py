@@ -11,6 +11,7 @@ ONNX Runtime then puts them where the initializers are that go in, which runs at
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,11 @@ class Probe:
         return math.prod(shape) // max(self.channels * groups, 1)
 
 
+@functools.lru_cache(4096)
 def probe_graph(probe: Probe, opset: int, *, one_node: bool = False) -> onnx.GraphProto:
-    """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor.
+    """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor. Not to be changed.
 
-    ``one_node`` allows the one node for axis 1.
+    ``one_node`` allows the one node for axis 1. The dense pass and the walk ask for the same ones.
     """
     graph = gs.Graph(opset=opset)
     source = gs.Variable(probe.tensor)

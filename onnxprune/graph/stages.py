@@ -8,7 +8,7 @@ from outside count as read by the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.graph.cheap import cheap
+from onnxprune.graph.planning import Plan, reads_of
 from onnxprune.graph.probes import Probe, probe_graph
-from onnxprune.graph.walk import bodies, opset_of
+from onnxprune.graph.walk import opset_of
 
 LiveType = tuple[int, tuple[int | None, ...]]
 """ONNX element type and shape of a live tensor; None where batches differ."""
@@ -35,75 +35,6 @@ class Repaired:
     gain: NDArray[np.float64]
     shift: NDArray[np.float64]
     axis: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What does not change while the parameters do: which node makes which tensor, which are constant, and what every node
-    reads. Nodes in ``again`` are run by every stage that needs them: they make sequences, which cannot be kept between stages, or
-    tensors that are cheaper to make than to keep."""
-
-    producer: Mapping[str, int]
-    reads: Sequence[frozenset[str]]
-    constant: frozenset[int]
-    inputs: tuple[str, ...]
-    again: frozenset[int]
-
-    def live(self, stop: int, targets: Iterable[str]) -> set[str]:
-        """The tensors that must be kept once the nodes before ``stop`` have run, to reach the ``targets`` later."""
-        needed: set[str] = set()
-        seen: set[int] = set()
-        todo = list(targets)
-        while todo:
-            name = todo.pop()
-            node = self.producer.get(name)
-            if node is None:
-                if name in self.inputs:
-                    needed.add(name)
-            elif node in self.constant:
-                continue
-            elif node < stop and node not in self.again:
-                needed.add(name)
-            elif node not in seen:
-                seen.add(node)
-                todo.extend(self.reads[node])
-        return needed
-
-
-def plan(model: onnx.ModelProto, moving: Iterable[str] = ()) -> Plan:
-    """The plan of a model's main graph. The tensors ``moving`` are no constants even where they depend on nothing else."""
-    held = set(moving)
-    graph = model.graph
-    producer = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
-    initial = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
-    inputs = tuple(value.name for value in graph.input if value.name not in initial)
-    reads = [frozenset(_reads(node)) for node in graph.node]
-    fixed = set(initial)
-    constant = set()
-    for number, node in enumerate(graph.node):
-        if reads[number] <= fixed and node.op_type not in RANDOM and held.isdisjoint(node.output):
-            constant.add(number)
-            fixed.update(node.output)
-    again = frozenset(number for number, node in enumerate(graph.node) if node.op_type in SEQUENCES)
-    return Plan(producer, reads, frozenset(constant), inputs, again | cheap(model, fixed))
-
-
-# Operators that give other values at every run although they read nothing.
-RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
-# Operators that make no tensor.
-SEQUENCES = ("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence", "SequenceMap", "Optional")
-
-
-def _reads(node: onnx.NodeProto) -> Iterable[str]:
-    """The names a node reads, those its bodies take from outside among them."""
-    yield from (name for name in node.input if name)
-    for body in bodies(node):
-        inner = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-        for child in body.node:
-            inner.update(child.output)
-        for child in body.node:
-            yield from (name for name in _reads(child) if name not in inner)
-        yield from (value.name for value in body.output if value.name not in inner)
 
 
 def cut(
@@ -132,7 +63,7 @@ def cut(
     stage.functions.extend(model.functions)
     out = stage.graph
     out.name = "stage"
-    out.initializer.extend(tensor for tensor in graph.initializer if tensor.name in names)
+    out.initializer.extend(_stored(plan, graph, names))
     out.sparse_initializer.extend(tensor for tensor in graph.sparse_initializer if tensor.values.name in names)
     feed = {}
     for name in taken:
@@ -190,10 +121,18 @@ def _closure(
         elif node < stop:
             if node not in nodes:
                 nodes.add(node)
-                todo.extend(_reads(graph.node[node]))  # not plan.reads: a repair may have given the node another initializer
+                todo.extend(reads_of(graph.node[node]))  # not plan.reads: a repair may have given the node another initializer
         else:
             raise ValueError(f"{name}: made by node {node}, which is not before the cut at {stop}")
     return sorted(nodes), names, sorted(taken)
+
+
+def _stored(plan: Plan, graph: onnx.GraphProto, names: Set[str]) -> Iterator[onnx.TensorProto]:
+    """The initializers of these names, in their order; those that a repair has added stand behind those that the plan knows."""
+    yield from (graph.initializer[place] for place in sorted(plan.stored[name] for name in names if name in plan.stored))
+    for place in range(len(plan.stored), len(graph.initializer)):
+        if graph.initializer[place].name in names:
+            yield graph.initializer[place]
 
 
 def _affine_nodes(source: str, target: str, how: Repaired, live: LiveType) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from onnxprune.graph import stages
 from onnxprune.graph.complete import nbytes
 from onnxprune.graph.mapped import is_mapped
+from onnxprune.graph.planning import plan
 
 STAGE = 1 << 27
 """Bytes of such tensors that a stage reads at most, if it has more than one node that reads any."""
@@ -14,12 +14,12 @@ STAGE = 1 << 27
 
 def stops(model: onnx.ModelProto) -> list[int]:
     """The numbers of the nodes before which to cut, ascending; what nodes of constants hand on counts where it is used."""
-    plan = stages.plan(model)
+    planned = plan(model)
     sizes = {tensor.name: nbytes(tensor) for tensor in model.graph.initializer if is_mapped(tensor)}
     found, held = [], 0
     for number, node in enumerate(model.graph.node):
-        size = sum(sizes.get(name, 0) for name in plan.reads[number])
-        if number in plan.constant:
+        size = sum(sizes.get(name, 0) for name in planned.reads[number])
+        if number in planned.constant:
             sizes.update(dict.fromkeys(node.output, size))
             continue
         if held and held + size > STAGE:

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import stages
+from onnxprune.graph.planning import plan
 from onnxprune.graph.probes import Groups, Probe
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import as_array, open_session, run_bound, run_session, session_of, to_device
@@ -43,7 +44,8 @@ class Stream:
         self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device, memory: Memory | None = None
     ) -> None:
         self._model = model
-        self._plan = stages.plan(model, targets)
+        self._plan = plan(model, targets)
+        self._ends = self._plan.ends(targets)
         self._batches = batches
         self._targets = list(targets)
         self._device = device
@@ -82,7 +84,7 @@ class Stream:
         """
         # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
         stop = self._stop = max(self._stop, stop)
-        after = self._plan.live(stop, self._targets)
+        after = self._plan.live(stop, self._targets, self._ends)
         first = self.stages_run == 0
         self.stages_run += 1
         raw = {name for name, how in self._repaired.items() if how.source == name}  # live ones are as they were before their repair

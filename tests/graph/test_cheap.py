@@ -11,7 +11,8 @@ from models import build, node, rand, run
 from numpy.typing import NDArray
 
 from onnxprune import prune
-from onnxprune.graph import cheap, stages
+from onnxprune.graph import cheap
+from onnxprune.graph.planning import plan
 from onnxprune.graph.probes import Probe
 from onnxprune.numerics.moments import Moments
 from onnxprune.runtime.device import Device
@@ -64,7 +65,7 @@ def inverted(*, norms: bool = True, stride: int = 2, computed: bool = False) -> 
 
 def names(model: onnx.ModelProto) -> list[str]:
     """What the cheap nodes give."""
-    constant = stages.plan(model).constant
+    constant = plan(model).constant
     fixed = {tensor.name for tensor in model.graph.initializer} | {model.graph.node[at].output[0] for at in constant}
     return [model.graph.node[number].output[0] for number in sorted(cheap.cheap(model, fixed))]
 

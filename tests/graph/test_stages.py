@@ -11,9 +11,9 @@ from models import build, node, parse, rand, run
 from onnx import TensorProto, helper
 
 from onnxprune.graph import affine, layers, stages
+from onnxprune.graph.planning import Plan, plan
 from onnxprune.graph.points import points
 from onnxprune.graph.probes import Probe
-from onnxprune.graph.stages import plan
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.runtime import stream
@@ -412,13 +412,67 @@ def test_live_by_hand():
     model = residual()
     made = plan(model)
     assert made.inputs == ("x",)
-    assert made.live(0, ["y"]) == {"x"}
-    assert made.live(2, ["y"]) == {"r0"}
-    assert made.live(5, ["y"]) == {"c2", "r0"}
-    assert made.live(8, ["y"]) == {"c3", "r2"}
-    assert made.live(13, ["y"]) == {"y"}
-    assert made.live(8, ["c3"]) == {"c3"}
-    assert made.live(5, []) == set()
+    ends = made.ends(["c3", "y"])
+    assert {name: ends[name] for name in ("x", "r0", "c2", "c3", "r2")} == {"x": 0, "r0": 5, "c2": 5, "c3": 9, "r2": 8}
+    assert "y" not in ends  # nothing reads it
+    assert made.live(0, ["c3", "y"], ends) == {"x"}
+    assert made.live(2, ["c3", "y"], ends) == {"r0"}
+    assert made.live(5, ["c3", "y"], ends) == {"c2", "r0"}
+    assert made.live(8, ["y"], ends) == {"c3", "r2"}
+    assert made.live(13, ["y"], ends) == {"y"}
+    assert made.live(8, ["c3"], made.ends(["c3"])) == {"c3"}
+    assert made.live(5, [], made.ends([])) == set()
+
+
+def searched(plan: Plan, stop: int, targets: list[str]) -> set[str]:
+    """What live gives, by a search from the targets back."""
+    needed, seen, todo = set(), set(), list(targets)
+    while todo:
+        name = todo.pop()
+        at = plan.producer.get(name)
+        if at is None:
+            needed |= {name} & set(plan.inputs)
+        elif at in plan.constant:
+            continue
+        elif at < stop and at not in plan.again:
+            needed.add(name)
+        elif at not in seen:
+            seen.add(at)
+            todo.extend(plan.reads[at])
+    return needed
+
+
+@st.composite
+def plans(draw):
+    """A random graph: every node reads some of the input, an initializer and what earlier nodes give; some are run again."""
+    count = draw(st.integers(1, 12))
+    names, reads, producer = ["x", "w"], [], {}
+    for number in range(count):
+        reads.append(frozenset(draw(st.lists(st.sampled_from(names), min_size=1, max_size=3))))
+        made = [f"t{number}.{at}" for at in range(draw(st.integers(1, 2)))]
+        producer.update(dict.fromkeys(made, number))
+        names += made
+    fixed, constant = {"w"}, set()
+    for number in range(count):
+        if reads[number] <= fixed:
+            constant.add(number)
+            fixed |= {name for name, at in producer.items() if at == number}
+    again = frozenset(draw(st.sets(st.integers(0, count - 1)))) - constant
+    targets = draw(st.lists(st.sampled_from(names), max_size=4, unique=True))
+    return Plan(producer, reads, frozenset(constant), ("x",), again, {"w": 0}), targets
+
+
+@given(plans(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_live_is_what_a_search_finds(case, data):
+    """Also once those targets are dropped that are made, in whatever order they are asked for."""
+    made, targets = case
+    ends = made.ends(targets)
+    for stop in range(len(made.reads) + 1):
+        over = [name for name in targets if made.producer.get(name, -1) < stop]
+        dropped = data.draw(st.sets(st.sampled_from(over))) if over else set()
+        left = [name for name in targets if name not in dropped]
+        assert made.live(stop, left, ends) == searched(made, stop, left)
 
 
 @pytest.mark.parametrize("ir_version", [3, 4, 8])
