@@ -98,7 +98,8 @@ def open_samples(
     arrays = [file for file in files if file.suffix.lower() in finding.ARRAYS]
     pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
     parts: dict[Path, list[tuple[Source, tuple[Recipe, ...]]]] = {}
-    unscaled = [file for file in files if file not in set(pictures)]
+    shown = set(pictures)
+    unscaled = [file for file in files if file not in shown]
     if unscaled and preprocess.resize is not None:
         raise CalibrationError(f"{unscaled[0]}: --resize is for images: drop --resize, or resize the stored arrays")
     for file, source in zip(arrays, sources.open_files(arrays, ranks), strict=True):
