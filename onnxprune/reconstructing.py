@@ -147,10 +147,12 @@ def _solve(
     if not all(np.isfinite(part).all() for gram in (fit, held) for part in (gram.x_mean, gram.xx, gram.xy, gram.yy)):
         return unrepaired(point, "its inputs or outputs overflow float32")
     measure = held if held.count else fit
-    repaired = masked * channel_gains(measure, masked)[:, None]
+    power = measure.power(masked)
+    gains = channel_gains(measure, masked, power)
+    repaired = masked * gains[:, None]
     counts = importance(read, rows.inside(join.low, join.high))
-    before = measure.error(masked, measure.shift(masked), counts)
-    plain = measure.error(repaired, measure.shift(repaired), counts)
+    before = measure.error(masked, measure.shift(masked), counts, power)
+    plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)

@@ -7,6 +7,7 @@ from networks import model_of, samples, tensors, twins
 from onnx import helper
 
 from onnxprune import prune, sampling
+from onnxprune.numerics import targets
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.runtime import grams
 from onnxprune.runtime.device import Device
@@ -49,6 +50,24 @@ def test_rows_on_the_host_and_on_the_device_have_the_same_moments(monkeypatch, g
         moved = host.moved(whole, weight, low, high)
         assert not np.allclose(moved.xy, whole.xy, **MOMENTS)
         same(moved, there.moved(whole, weight, low, high))
+
+
+@pytest.mark.parametrize("block", [2048, 100])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_moved_target_by_a_slow_oracle(monkeypatch, groups, block):
+    """Row by row in float64: where the activation is flat, what the layer gives now, cut to its side."""
+    monkeypatch.setattr(targets, "BLOCK", block)
+    host, _, weight = both(groups)
+    x, z, other = (part.astype(np.float64) for part in (host.x, host.z, host.other))
+    whole = Gram.from_batch(x, z - other, groups)
+    low, high = 0.0, 1.5
+    target = np.empty_like(z)
+    for r, row in enumerate(x):
+        for c in range(8):
+            inputs = row.reshape(groups, 6)[c // (8 // groups)]
+            now = inputs @ weight[c] + whole.shift(weight)[c] + other[r, c]
+            target[r, c] = z[r, c] if low < z[r, c] < high else min(now, low) if z[r, c] <= low else max(now, high)
+    same(host.moved(whole, weight, low, high), Gram.from_batch(x, target - other, groups))
 
 
 @pytest.mark.parametrize("most", [8192, 250])

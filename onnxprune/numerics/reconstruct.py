@@ -16,9 +16,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.elimination import Bools, Floats
+from onnxprune.numerics.elimination import Bools, Floats, side_by_side
 from onnxprune.numerics.supports import schedule, sizes_of
-from onnxprune.numerics.thinning import best_of_each, right_side, select, solve, thin
+from onnxprune.numerics.thinning import right_side, solve, thin
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
@@ -103,19 +103,22 @@ class Gram:
         if np.count_nonzero(w) > SPARSE * w.size:
             return np.asarray(np.einsum("gck,gck->gc", w @ self.xx, w).ravel())
         made = np.zeros(len(weight))
-        for c, row in enumerate(weight):
-            inputs = np.flatnonzero(row)
-            part = self.xx[c // w.shape[1]][np.ix_(inputs, inputs)]
-            made[c] = row[inputs] @ part @ row[inputs]
+
+        def gather(c: int) -> None:
+            inputs = np.flatnonzero(weight[c])
+            row = weight[c, inputs]
+            made[c] = row @ self.xx[c // w.shape[1]][np.ix_(inputs, inputs)] @ row
+
+        side_by_side(gather, np.arange(len(weight)))
         return made
 
-    def error(self, weight: Floats, shift: Floats, importance: Floats | None = None) -> float:
+    def error(self, weight: Floats, shift: Floats, importance: Floats | None = None, power: Floats | None = None) -> float:
         """sum (y - weight x - shift)^2 / sum (y - y_mean)^2 over rows and channels: 0 is perfect, 1 a constant.
 
-        importance: (C,) float64, how often a channel's squares count in both sums; None: once.
+        importance: (C,) float64, how often a channel's squares count in both sums; None: once. power: that of the weight, where known.
         """
         w = weight.reshape(len(self.xx), -1, weight.shape[1])
-        inner = self.power(weight) - 2.0 * np.einsum("gkc,gck->gc", self.xy, w).ravel() + self.yy
+        inner = (self.power(weight) if power is None else power) - 2.0 * np.einsum("gkc,gck->gc", self.xy, w).ravel() + self.yy
         counts = np.ones(len(self.yy)) if importance is None else importance
         left = max(0.0, float(counts @ inner)) + self.count * float(counts @ (self.shift(weight) - shift) ** 2)
         total = float(counts @ self.yy)
@@ -126,16 +129,14 @@ class Gram:
 class Reconstruction:
     """A repaired layer: weight (C, K) float64, zero where mask (C, K) bool is False; shift (C,) float64, its bias.
 
-    error_before: of the dense weights under a magnitude mask of as many weights, with the bias that corrects the mean;
-    error_after: of the solved weights. Both relative (`Gram.error`) and, where rows were held out, measured on those
-    with weights that never saw them. ridge: the chosen one. steps: the support sizes gone through, the last the kept;
-    curve: the relative error on the rows solved on after each.
+    error_after: relative (`Gram.error`) and, where rows were held out, measured on those with weights that never saw them.
+    ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on the rows solved on
+    after each.
     """
 
     weight: Floats
     shift: Floats
     mask: Bools
-    error_before: float
     error_after: float
     ridge: float
     steps: tuple[int, ...]
@@ -190,10 +191,6 @@ def reconstruct(
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
-    everything = np.ones(w0.shape, np.bool_)
-    protected = best_of_each(np.abs(w0), everything, *pattern) if pattern else None
-    plain = w0 * select(np.abs(w0), keep, everything, protected)
-    before = measure.error(plain, fit.shift(plain), importance)
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
     middle = sorted(ridges)[len(ridges) // 2]
@@ -210,7 +207,7 @@ def reconstruct(
     if both and measure is not fit:
         whole = fit.merge(measure)
         weight = refit(whole, w0, mask, ridge, weight)
-    return Reconstruction(weight, whole.shift(weight), mask, before, errors[ridge], ridge, tuple(steps), curve)
+    return Reconstruction(weight, whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
 
 
 def ridge_of(gram: Gram, ridge: float) -> Floats:

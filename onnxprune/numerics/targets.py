@@ -7,12 +7,15 @@ target there is what the layer gives now, cut to its side: t = z inside, min(now
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from onnxprune.numerics.elimination import cores
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.repair import ROUNDING, match_channel
@@ -20,6 +23,8 @@ from onnxprune.numerics.repair import ROUNDING, match_channel
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
 LEAST = 0.02
+BLOCK = 2048
+"""Rows whose targets are moved at a time, in a thread: they stay in the cache."""
 
 
 def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float, high: float) -> Gram:
@@ -28,10 +33,33 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
     gram: the moments of x and of z - other, with the target of now; x (R, g*K); z (R, C) the dense sums; other (R, C) the part that the
     layer does not make; weight (C, K) float64, the bias being the one that gives the target's mean.
     """
-    groups = len(gram.x_mean)
-    target = _outputs(x, weight, groups)
-    target += gram.shift(weight).astype(np.float32)
-    target += other
+    groups, about = len(gram.x_mean), gram.y_mean.astype(np.float32)
+    blocks, shift = weight.astype(np.float32), gram.shift(weight).astype(np.float32)
+    count = -(-len(x) // BLOCK)
+    parts: list[tuple[Floats, Floats, Floats]] = []
+
+    def part(at: int) -> tuple[Floats, Floats, Floats]:
+        """Of one block of rows, about the mean of the target of now: sum x (t - about)', sum (t - about), sum (t - about)^2."""
+        rows = slice(at * len(x) // count, (at + 1) * len(x) // count)
+        target = _outputs(x[rows], blocks, groups)
+        target += shift
+        target += other[rows]
+        _cut(target, z[rows], low, high)
+        target -= other[rows]
+        target -= about
+        power = np.einsum("rc,rc->c", target, target, dtype=np.float64)
+        return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), power
+
+    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):
+        parts += pool.map(part, range(count))
+    xy, moves, power = (np.asarray(sum(column)) for column in zip(*parts, strict=True))
+    move = moves / len(x)
+    xy -= gram.x_mean[:, :, None] * moves.reshape(groups, 1, -1)
+    return replace(gram, xy=xy, y_mean=about + move, yy=np.maximum(power - moves * move, 0.0))
+
+
+def _cut(target: Rows, z: Rows, low: float, high: float) -> None:
+    """Make the target, which is what the layer gives now, z where the activation is not flat, and cut it to its side where it is."""
     within = np.ones(z.shape, np.bool_)
     if np.isfinite(low):
         within &= z > low
@@ -41,12 +69,6 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
         np.maximum(target, np.float32(high), out=target, where=above)
         within &= ~above
     np.copyto(target, z, where=within)
-    target -= other
-    mean = target.mean(0, dtype=np.float64)
-    target -= mean.astype(np.float32)
-    # sum (x - mean x)(t - mean t)' = sum x (t - mean t)', the centred t sums to nothing but rounding, which the second term takes away
-    xy = _cross(x, target, groups) - gram.x_mean[:, :, None] * target.sum(0, dtype=np.float64).reshape(groups, 1, -1)
-    return replace(gram, xy=xy, y_mean=mean, yy=np.einsum("rc,rc->c", target, target, dtype=np.float64))
 
 
 def importance(read: Floats, inside: Floats) -> Floats:
@@ -75,9 +97,8 @@ def with_targets(gram: Gram, parts: Sequence[tuple[int, Floats, Floats, Floats, 
     return replace(gram, y_mean=mean, xy=xy, yy=tt)
 
 
-def _outputs(x: Rows, weight: Floats, groups: int) -> Rows:
-    """weight @ x for every row, float32 (R, C)."""
-    blocks = weight.astype(np.float32)
+def _outputs(x: Rows, blocks: Rows, groups: int) -> Rows:
+    """The weight (C, K) times x for every row, float32 (R, C)."""
     if groups == 1:
         return np.asarray(x @ blocks.T)
     left = x.reshape(len(x), groups, -1).transpose(1, 0, 2)
@@ -93,9 +114,12 @@ def _cross(x: Rows, y: Rows, groups: int) -> Floats:
     return product.astype(np.float64)
 
 
-def channel_gains(gram: Gram, weight: Floats) -> Floats:
-    """The channel repair's gains for a weight (C, K), from the moments of its inputs and of the dense outputs, float64 (C,)."""
-    current = output_moments(gram, weight)
+def channel_gains(gram: Gram, weight: Floats, power: Floats | None = None) -> Floats:
+    """The channel repair's gains for a weight (C, K), from the moments of its inputs and of the dense outputs, float64 (C,).
+
+    ``power``: gram.power of the weight, where it is known.
+    """
+    current = output_moments(gram, weight, power)
     gains = np.ones(len(weight))
     alive = ~silent(gram, current)
     gains[alive] = match_channel(gram.yy[alive], current.m2[alive])
@@ -107,8 +131,8 @@ def silent(gram: Gram, current: Moments) -> NDArray[np.bool_]:
     return np.asarray(current.m2 <= ROUNDING * np.maximum(gram.yy, np.finfo(float).tiny))
 
 
-def output_moments(gram: Gram, weight: Floats) -> Moments:
-    """The moments of weight @ x over the rows whose moments are given."""
+def output_moments(gram: Gram, weight: Floats, power: Floats | None = None) -> Moments:
+    """The moments of weight @ x over the rows whose moments are given; ``power``: gram.power of the weight, where it is known."""
     groups, K = gram.x_mean.shape
     blocks = weight.reshape(groups, -1, K)
-    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(gram.power(weight), 0.0))
+    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(gram.power(weight) if power is None else power, 0.0))

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.numerics.elimination import Bools, Floats, cores, eliminate
 
+SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
 ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop: more of them choose no better
 FINE = (80, 1e-4)  # and of those that give the final weights
@@ -42,10 +43,26 @@ def select(score: Floats, keep: int, allowed: Bools, protected: Bools | None = N
         flat[protected.ravel()] = np.inf
     kept = np.zeros(flat.size, np.bool_)
     if keep > 0:
-        border = np.partition(flat, flat.size - keep)[flat.size - keep]
+        border = largest(flat, keep)
         kept = flat > border
         kept[np.flatnonzero(flat == border)[: keep - int(kept.sum())]] = True
     return kept.reshape(score.shape)
+
+
+def largest(values: Floats, place: int) -> float:
+    """The number at this place, from 1 on, of the values (n,) float64 in falling order.
+
+    A sample brackets it, and what lies between is sorted out: 7 ms for 2.4 million values, of which NumPy's partition takes 27. Its step
+    is odd, so that it sees all places of a kernel.
+    """
+    sample = np.sort(values[:: values.size // SAMPLE | 1])
+    middle, margin = len(sample) - place * len(sample) // values.size, MARGIN * int(len(sample) ** 0.5)
+    low, high = sample[max(middle - margin, 0)], sample[min(middle + margin, len(sample) - 1)]
+    between = values[(values >= low) & (values <= high)]
+    left = place - int(np.count_nonzero(values > high))
+    if not 0 < left <= between.size:  # the sample tells little where the order of the values has a pattern
+        between, left = values, place
+    return float(np.partition(between, between.size - left)[between.size - left])
 
 
 def best_of_each(score: Floats, allowed: Bools, n: int, m: int, kernel: int) -> Bools:
