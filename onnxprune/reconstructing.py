@@ -94,7 +94,7 @@ def reconstruct_in_order(
     for point in points:
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
-            rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device)
+            rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device.alone)
             if isinstance(rows, str):
                 outcomes.append(unrepaired(point, rows))
             else:

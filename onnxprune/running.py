@@ -142,7 +142,7 @@ def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tool
         keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            how = (options.n_m, options.include, options.seed, tools.device.alone, tick, tools.memory)
+            how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory)
             return reconstruct_in_order(dense, pruned.constants, keep, batches, reached, *how)
     moments = statistics(dense, points, tools)
     with tools.clock.phase("repair"):

@@ -10,6 +10,7 @@ What goes is decided over all channels together, so those that need more weights
 in for each other: the smaller the steps, the better (docs/reconstruction.md has the errors by step).
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,59 +42,67 @@ def eliminate(
     places = np.flatnonzero(mask.ravel())  # the support, channel after channel; all flat arrays below follow it
     bounds = np.searchsorted(places, np.arange(C + 1) * K)
     goal, varies = rhs.ravel()[places], alive.ravel()[places]
-    weight, loss, spread = np.zeros(len(places)), np.full(len(places), np.inf), np.zeros(len(places))
+    weight, spread = np.zeros(len(places)), np.zeros(len(places))  # spread is the diagonal of H
     gone = np.zeros(len(places), np.bool_)
-    room = np.concatenate([[0], np.cumsum(np.diff(bounds) ** 2)])  # where a channel's matrices begin in two large arrays: thousands of
-    starts, factors = np.empty(room[-1]), np.empty(room[-1])  # small ones from several threads would stay with the process for good
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
+    starts, factors = _matrices(parts), _matrices(parts)
+    weights, spreads = [weight[part] for part in parts], [spread[part] for part in parts]
     made = [0] * C  # rows of F so far
 
     def begin(c: int) -> None:
-        part = slice(bounds[c], bounds[c + 1])
-        inputs, g = places[part] - c * K, c // (C // len(G))
+        inputs, g = places[parts[c]] - c * K, c // (C // len(G))
         A = G[g][np.ix_(inputs, inputs)] / rows
         A.reshape(-1)[:: len(inputs) + 1] += lam[g]
-        matrix(starts, c)[:] = A = inverse(A)
-        weight[part] = A @ goal[part]
-        settle(c, np.diagonal(A))
+        starts[c][:] = A = inverse(A)
+        weights[c][:] = A @ goal[parts[c]]
+        spreads[c][:] = np.diagonal(A)
 
     def drop(c: int) -> None:
         """H is A - F'F: the inverse at the beginning, less Cholesky's factor, of a row for each weight that went."""
-        part, A, F = slice(bounds[c], bounds[c + 1]), matrix(starts, c), matrix(factors, c)
-        out = np.flatnonzero(gone[part] & np.isfinite(loss[part]))
-        done, end = made[c], made[c] + len(out)
-        across = A[out]
-        across -= F[:done, out].T @ F[:done]
-        turn = np.linalg.inv(np.linalg.cholesky(across[:, out]))
-        np.matmul(turn, across, out=F[done:end])
-        weight[part] -= (turn @ weight[part][out]) @ F[done:end]
-        made[c] = end
-        weight[part][gone[part]], loss[part][out] = 0.0, np.inf  # rounding is left in those that went before
-        settle(c, spread[part] - np.einsum("bn,bn->n", F[done:end], F[done:end]))
-
-    def matrix(store: Floats, c: int) -> Floats:
-        n = bounds[c + 1] - bounds[c]
-        return store[room[c] : room[c] + n * n].reshape(n, n)
-
-    def settle(c: int, diagonal: Floats) -> None:
-        part = slice(bounds[c], bounds[c + 1])
-        left = ~gone[part]
-        spread[part] = diagonal
-        loss[part][left] = weight[part][left] ** 2 / diagonal[left] * varies[part][left]
+        F, w, done = factors[c], weights[c], made[c]
+        now = out[edges[c] : edges[c + 1]] - parts[c].start
+        made[c] = end = done + len(now)
+        across = starts[c][now]
+        if done:
+            across -= F[:done, now].T @ F[:done]
+        turn = np.linalg.inv(np.linalg.cholesky(across[:, now]))
+        fresh = np.matmul(turn, across, out=F[done:end])
+        w -= (turn @ w[now]) @ fresh
+        spreads[c] -= np.einsum("bn,bn->n", fresh, fresh)
 
     trail = []
     with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):  # BLAS threads beside ours would wait by spinning
         shared(pool, begin, np.arange(C))
         for size in sizes:
             there = np.flatnonzero(~gone)
-            fall = len(there) - size
-            if fall > 0:
-                out = there[np.argsort(loss[there], kind="stable")[:fall]]
+            if len(there) > size:
+                loss = weight[there] ** 2 / spread[there] * varies[there]
+                out = there[least(loss, len(there) - size)]
+                ends = np.searchsorted(out, bounds)
+                edges = ends.tolist()
+                shared(pool, drop, np.flatnonzero(np.diff(ends)))
                 gone[out] = True
-                shared(pool, drop, np.unique(np.searchsorted(bounds, out, "right") - 1))
+                weight[gone] = 0.0  # rounding is left in those that went before
             trail.append(weight.copy())
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
     kept[places], solved[places] = ~gone, weight
     return kept.reshape(C, K), solved.reshape(C, K), trail
+
+
+def _matrices(parts: Sequence[slice]) -> list[Floats]:
+    """Room for a square matrix for each part, in one array: thousands of small ones from several threads would stay with the process."""
+    sizes = [part.stop - part.start for part in parts]
+    store = np.empty(sum(n * n for n in sizes))
+    ends = itertools.accumulate(n * n for n in sizes)
+    return [store[end - n * n : end].reshape(n, n) for n, end in zip(sizes, ends, strict=True)]
+
+
+def least(values: Floats, count: int) -> npt.NDArray[np.intp]:
+    """The places of so many least values, ascending; of equal ones the first."""
+    border = np.partition(values, count - 1)[count - 1]
+    taken = values < border
+    taken[np.flatnonzero(values == border)[: count - int(taken.sum())]] = True
+    return np.flatnonzero(taken)
 
 
 def shared(pool: ThreadPoolExecutor, work: Callable[[int], None], channels: npt.NDArray[np.intp]) -> None:
