@@ -166,6 +166,8 @@ class Runtime:
             def __new__(cls, value: Any, keeper: Any) -> Any:
                 return value
 
+            ortvalue_from_numpy_with_onnx_type = staticmethod(ort.OrtValue.ortvalue_from_numpy_with_onnx_type)
+
             @staticmethod
             def ortvalue_from_numpy(array: Any, kind: str, index: int) -> Any:
                 if kind == "cpu":

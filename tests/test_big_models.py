@@ -135,13 +135,13 @@ def test_a_repair_in_stages_gives_the_same_model(name: str, repair: str, tmp_pat
 def test_outputs_and_statistics_never_hold_two_weights(digits: Path, tmp_path: Path, staged: Callable[[bool], None], monkeypatch) -> None:
     """Every session of a run reads at most the weights of one layer."""
     staged(True)
-    plain, read = session._with_values, []
+    plain, read = session._handed, []
 
-    def counted(model: onnx.ModelProto) -> Any:
+    def counted(model: onnx.ModelProto, least: int) -> Any:
         read.append([tensor.name for tensor in model.graph.initializer if mapped.is_mapped(tensor) and len(tensor.dims) > 1])
-        return plain(model)
+        return plain(model, least)
 
-    monkeypatch.setattr(session, "_with_values", counted)
+    monkeypatch.setattr(session, "_handed", counted)
     path = external(onnx.load(str(digits / "digits_folded.onnx")), tmp_path)
     target = tmp_path / "out.onnx"
     prune_file(

@@ -25,17 +25,18 @@ ALIGNED = 64
 """Values lie at multiples of so many bytes: kernels may sum in an order that depends on where they lie."""
 
 
-def apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[NDArray[Any], int]]]:
+def apart(model: onnx.ModelProto, least: int = LEAST) -> tuple[onnx.ModelProto, dict[str, tuple[NDArray[Any], int]]]:
     """The model, and by name the values (in their shape) and ONNX types of those initializers that it no longer has inside.
 
-    A type that NumPy has not is given as unsigned integers of its size.
+    They are those that were left in files, and those of ``least`` bytes and more. A type that NumPy has not is given as unsigned integers
+    of its size.
     """
     slim, values = onnx.ModelProto(), {}
     fed = {value.name for value in model.graph.input}
     _copy(model, slim, "graph")
     _copy(model.graph, slim.graph, "initializer")
     for tensor in model.graph.initializer:
-        if not (is_mapped(tensor) or (_large(tensor) and tensor.name not in fed)):
+        if not (is_mapped(tensor) or (_whole(tensor) and nbytes(tensor) >= least and tensor.name not in fed)):
             slim.graph.initializer.append(tensor)
             continue
         array = values_of(tensor) if is_mapped(tensor) else _inside(tensor)
@@ -47,8 +48,8 @@ def apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[NDAr
     return slim, values
 
 
-def _large(tensor: TensorProto) -> bool:
-    return tensor.HasField("raw_data") and tensor.data_type in TYPES and nbytes(tensor) >= LEAST
+def _whole(tensor: TensorProto) -> bool:
+    return tensor.HasField("raw_data") and tensor.data_type in TYPES
 
 
 def _inside(tensor: TensorProto) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import OrtValueVector
 
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.graph.complete import fits
-from onnxprune.graph.handed import apart
+from onnxprune.graph.handed import LEAST, apart
 from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.model import save
 from onnxprune.runtime.device import CPU, CUDA, Device
@@ -33,6 +33,8 @@ from onnxprune.runtime.shortage import failure, short_of_memory
 CUDA_OPTIONS = {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 """Statistics are those of float32. cuDNN's kernels are not chosen by a race, which would be run anew in every stage and decided by chance.
 The arena is as large as what is in it, so that all but the live tensors can be given back."""
+HANDED = {"cpu": LEAST, "cuda": 2**63}
+"""By the kind of device, from how many bytes on values in memory are handed over beside the model: to CUDA they are copied in any case."""
 # 2 GiB is protobuf's limit; a little is left for what the stage builder adds.
 MAX_PROTO = 2**31 - 2**20
 
@@ -139,7 +141,7 @@ def open_session(
     options.use_deterministic_compute = device.kind == "cuda"
     held: dict[str, ort.OrtValue] = {}
     if isinstance(model, onnx.ModelProto):
-        model, held = _handed(model)
+        model, held = _handed(model, HANDED[device.kind])
         if held:
             options.add_external_initializers(list(held), list(held.values()))
     source = str(model) if isinstance(model, Path) else model
@@ -167,9 +169,9 @@ def session_of(model: onnx.ModelProto, device: Device, *, lean: bool = False, ar
         yield open_session(path, device, lean=lean, arena=arena, turns=turns)
 
 
-def _handed(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
-    """A serialized model without its large values, and these by name."""
-    slim, values = apart(model)
+def _handed(model: onnx.ModelProto, least: int) -> tuple[bytes, dict[str, Any]]:
+    """A serialized model without its large values, those of ``least`` bytes and more, and these by name."""
+    slim, values = apart(model, least)
     made = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
     return slim.SerializeToString(), {name: made(array, data_type) for name, (array, data_type) in values.items()}
 

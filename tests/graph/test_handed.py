@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.graph import handed
 from onnxprune.graph.handed import ALIGNED, LEAST, TYPES, apart
+from onnxprune.runtime import session
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import open_session, run_session
 
@@ -79,7 +79,7 @@ def test_the_least_size_is_that_of_the_values():
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_session_computes_with_them_bit_by_bit(kind, monkeypatch):
     """y = x W, and a convolution, whose weight the runtime lays out anew."""
-    monkeypatch.setattr(handed, "LEAST", 1)
+    monkeypatch.setitem(session.HANDED, "cpu", 1)
     matrix, kernel = tensor("W", kind, 12, 6), tensor("K", TensorProto.FLOAT, 16, 16, 3, 3)
     nodes = [
         helper.make_node("Cast", ["W"], ["w"], to=TensorProto.FLOAT),
@@ -94,8 +94,8 @@ def test_a_session_computes_with_them_bit_by_bit(kind, monkeypatch):
     feed = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (("x", (5, 12)), ("p", (1, 16, 8, 8)))}
     plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(["y", "z"], feed)
     assert math.prod(matrix.dims) == 72
-    assert set(apart(model)[1]) == {"W", "K"}
-    session = open_session(model, Device("cpu"))
+    assert set(apart(model, 1)[1]) == {"W", "K"}
+    opened = open_session(model, Device("cpu"))
     del model, graph, matrix, kernel  # the session holds what it reads
-    for expected, got in zip(plain, run_session(session, feed, ["y", "z"]), strict=True):
+    for expected, got in zip(plain, run_session(opened, feed, ["y", "z"]), strict=True):
         np.testing.assert_array_equal(got, expected)
