@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.numerics import supports
-from onnxprune.numerics.elimination import eliminate, inverse
+from onnxprune.numerics.elimination import eliminate, inverse, least
 from onnxprune.numerics.reconstruct import Gram, reconstruct
 from onnxprune.numerics.supports import schedule, sizes_of
 from onnxprune.numerics.thinning import solve_exact
@@ -81,6 +81,13 @@ def test_every_size_is_met_and_the_weights_are_the_least_squares_ones(K, C, seed
         assert values.shape == (start.sum(),)
         assert np.count_nonzero(values) <= size
     np.testing.assert_allclose(trail[-1], weight[start], rtol=0, atol=0)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, np.inf, np.nan]), min_size=1, max_size=40), st.data())
+def test_the_least_are_those_that_a_stable_sort_puts_first(values, data):
+    count = data.draw(st.integers(1, len(values)))
+    order = sorted(range(len(values)), key=lambda place: np.inf if np.isnan(values[place]) else values[place])
+    assert least(np.array(values), count).tolist() == sorted(order[:count])
 
 
 def test_inputs_that_never_vary_go_first():
