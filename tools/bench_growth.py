@@ -1,6 +1,6 @@
 """How time and memory grow with samples, layers and weights; writes docs/growth.svg and prints the table of docs/performance.md.
 
-    python tools/bench_growth.py [--quick]
+    python tools/bench_growth.py [--quick | --deep]
 
 Every point is one run of the command on a synthetic residual network of 3 x 3 convolutions, one thread, in a process of its own from start
 to exit: CPU seconds (user and system), wall seconds and peak resident memory. The networks are made in processes of their own too, since a
@@ -209,10 +209,16 @@ def standing_alone(svg: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two points a line, and no picture")
+    parser.add_argument("--deep", action="store_true", help="only a channel repair of 64 to 512 layers of 8 channels")
     parser.add_argument("--make", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
         make(Subject(*map(int, args.make[1:])), Path(args.make[0]))
+        return
+    if args.deep:
+        deep = [measure(Subject(64, depth, 8, 8), "layers", "channel", depth) for depth in (64, 128, 256, 512)]
+        print("| layers |", " | ".join(str(point.at) for point in deep), "|\n|---|" + "---|" * len(deep))
+        print("| CPU s |", " | ".join(f"{point.cpu:.1f}" for point in deep), "|")
         return
     smallest = Subject(samples=8, depth=2, width=4, size=4)
     least = {task: measure(smallest, "samples", task, 0) for task in TASKS}
