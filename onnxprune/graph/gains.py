@@ -86,11 +86,22 @@ def scale_weight(constants: Constants, layer: Layer, use: Use, gain: Vector) -> 
 
 def highest(weight: NDArray[Any], use: Use) -> Vector:
     """The largest gain per channel that keeps the weights within their type, float64 (C,)."""
-    most = np.zeros(use.channels)
-    np.maximum.at(most, channel_of(use, weight.shape), np.abs(weight.astype(np.float64)))
+    most = peaks(weight, use)
     with np.errstate(over="ignore"):
         limits: Vector = np.divide(largest(weight.dtype), most, out=np.full(use.channels, np.inf), where=most > 0)
     return limits
+
+
+def peaks(weight: NDArray[Any], use: Use) -> Vector:
+    """The largest magnitude of each output channel, float64 (C,)."""
+    values = weight if weight.dtype.kind == "f" else weight.astype(np.float64)
+    if use.op == "ConvTranspose":
+        values = values.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:])
+        rest = (1, *range(3, values.ndim))
+    else:
+        rest = tuple(axis for axis in range(values.ndim) if axis != use.weight_axis % values.ndim)
+    most = np.maximum(values.max(axis=rest, initial=0), -values.min(axis=rest, initial=0))
+    return np.asarray(most.ravel(), np.float64)
 
 
 def largest(dtype: np.dtype[Any]) -> float:

@@ -10,9 +10,10 @@ from onnx import TensorProto, helper
 
 from onnxprune.graph import layers
 from onnxprune.graph.affine import insert, normalisation, write_affine, write_statistics
-from onnxprune.graph.gains import scaled
+from onnxprune.graph.gains import channel_of, highest, scaled
 from onnxprune.graph.points import Point, points
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.uses import Use
 
 # float32 sums of up to some 50 products of size ~1, times a gain of up to ~3: 50 * 3 * 2^-24 ~ 1e-5, with room for the BatchNorms'
 # division. The reference multiplies after rounding, the model before.
@@ -449,3 +450,32 @@ def test_any_layer(op, group, ins, outs, size, batch, bias, seed):
     new, _ = written(model, point, gain, shift)
     (old,), (got,) = run(model, {"x": feed}), run(new, {"x": feed})
     np.testing.assert_allclose(got, bent(old, point, gain, shift), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("op", "shape", "axis", "group", "channels"),
+    [
+        ("Conv", (6, 2, 3, 3), 0, 3, 6),
+        ("ConvTranspose", (6, 2, 3), 1, 3, 6),
+        ("ConvTranspose", (4, 5, 3, 3), 1, 1, 5),
+        ("MatMul", (7, 4), -1, 1, 4),
+        ("Gemm", (4, 7), 0, 1, 4),
+        ("MatMul", (2, 7, 4), -1, 1, 4),
+        ("MatMul", (0, 4), -1, 1, 4),
+    ],
+)
+def test_the_highest_gain_is_the_one_that_the_largest_weight_of_the_channel_bears(op, shape, axis, group, channels, dtype):
+    """Element by element; channel 1 has no weight left, and bears any."""
+    kind = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(dtype.upper().replace("FLOAT32", "FLOAT")))
+    use = Use(0, op, "y", 1, channels, axis, group)
+    owner = channel_of(use, shape)
+    weight = np.random.default_rng(0).normal(size=shape)
+    weight[owner == 1] = 0
+    weight = weight.astype(kind)
+    found = highest(weight, use)
+    limit = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max), "bfloat16": 3.3895313892515355e38}[dtype]
+    for channel in range(channels):
+        most = max((abs(float(value)) for value, place in zip(weight.ravel(), owner.ravel(), strict=True) if place == channel), default=0)
+        with np.errstate(over="ignore"):
+            assert found[channel] == (np.float64(limit) / most if most else np.inf)
