@@ -182,7 +182,7 @@ def script() -> None:
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller has closed it
         try:
             stream.flush()
         except (OSError, ValueError):  # nobody reads any more, the disk is full, or it is closed

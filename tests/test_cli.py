@@ -517,6 +517,8 @@ def test_the_process_ends_with_all_that_was_printed_and_its_code(folder: Path) -
     missing = subprocess.run([*words[:-1], "nowhere.onnx"], capture_output=True, text=True, timeout=60)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr.startswith("onnxprune: error: nowhere.onnx")
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], capture_output=True, text=True, timeout=60)
+    assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
     if Path("/dev/full").exists():
         with Path("/dev/full").open("w") as full:
             assert subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60).returncode == 1

@@ -36,7 +36,7 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
     groups, about = len(gram.x_mean), gram.y_mean.astype(np.float32)
     blocks, shift = weight.astype(np.float32), gram.shift(weight).astype(np.float32)
     count = -(-len(x) // BLOCK)
-    parts: list[tuple[Floats, Floats, Floats]] = []
+    xy, moves, power = np.zeros_like(gram.xy), np.zeros_like(gram.yy), np.zeros_like(gram.yy)
 
     def part(at: int) -> tuple[Floats, Floats, Floats]:
         """Of one block of rows, about the mean of the target of now: sum x (t - about)', sum (t - about), sum (t - about)^2."""
@@ -47,12 +47,14 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
         _cut(target, z[rows], low, high)
         target -= other[rows]
         target -= about
-        power = np.einsum("rc,rc->c", target, target, dtype=np.float64)
-        return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), power
+        squares = np.einsum("rc,rc->c", target, target, dtype=np.float64)
+        return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), squares
 
     with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):
-        parts += pool.map(part, range(count))
-    xy, moves, power = (np.asarray(sum(column)) for column in zip(*parts, strict=True))
+        for cross, sums, squares in pool.map(part, range(count)):
+            xy += cross
+            moves += sums
+            power += squares
     move = moves / len(x)
     xy -= gram.x_mean[:, :, None] * moves.reshape(groups, 1, -1)
     return replace(gram, xy=xy, y_mean=about + move, yy=np.maximum(power - moves * move, 0.0))
