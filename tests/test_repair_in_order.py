@@ -389,3 +389,22 @@ def test_the_dense_statistics_are_those_of_all_batches(monkeypatch: pytest.Monke
         mean, variance = moments(run(model, {"x": x}, [point.dense_tensor])[point.dense_tensor], point.axis)
         np.testing.assert_allclose(of_point.mean, mean, rtol=1e-6, atol=1e-6)  # float32 of the runtime
         np.testing.assert_allclose(of_point.variance, variance, rtol=1e-5)
+
+
+def test_the_rounding_of_a_constant_channel_is_not_made_a_signal() -> None:
+    """One channel of the convolution loses its weight. The InstanceNormalization behind it lifts the rest by 316; no gain lifts that."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", group=2),
+        helper.make_node("InstanceNormalization", ["c", "s", "t"], ["y"], "norm"),
+    ]
+    values = {"w": np.array([1.1, 0.8]), "b": np.array([0.0, 0.1]), "s": np.array([1.2, 1.3]), "t": np.array([0.4, 0.1])}
+    values = {name: value.astype(np.float32) for name, value in values.items()} | {
+        "w": np.array([1.1, 0.8], np.float32).reshape(2, 1, 1, 1)
+    }
+    model = model_of(nodes, {"x": ("n", 2, 9, 9)}, {"y": ("n", 2, 9, 9)}, values)
+    result = prune(model, rng.normal(size=(40, 2, 9, 9)).astype(np.float32), sparsity=0.5, alloc="uniform", device="cpu")
+    (norm,) = result.report.norms
+    assert norm.dead_channels == 1
+    scale = tensors(result.model)["s"]
+    assert (np.abs(scale) < 2).all()

@@ -8,7 +8,7 @@ With mu, v the mean and variance of a channel over batch and space, dense (d) an
              gain = s * sqrt(v_d / v_c) + 1 - s                             arXiv 2605.21426
     shift    mu_d - gain * mu_c, for all of them
 
-A dead channel, one that no longer varies (v_c below the rounding of float32 against its own scale), has gain 1 and is
+A dead channel, one that no longer varies (v_c is rounding, against its mean or the dense variance), has gain 1 and is
 shifted to the dense mean.
 """
 
@@ -25,8 +25,10 @@ from onnxprune.numerics.moments import Moments
 
 Vector = NDArray[np.float64]
 
-# float32 activations carry about 7 digits: a variance below (1e-6)^2 of the squared mean, or of the dense variance, is rounding.
-ROUNDING = 1e-12
+# float32 activations carry about 7 digits: a variance below (1e-6)^2 of the squared mean is rounding. A normalisation lifts what rounding
+# leaves of a constant channel by 1/sqrt(epsilon), 316 for an epsilon of 1e-5: (6e-8 * 316)^2 = 4e-10 of the dense variance. A gain that
+# brings it to the dense variance would be of 3e4 and more.
+ROUNDING, FAINT = 1e-12, 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,8 @@ def repair(rule: str, dense: Moments, current: Moments) -> Affine:
 def dead_channels(dense: Moments, current: Moments) -> NDArray[np.bool_]:
     """True where the current output no longer varies, bool (C,)."""
     with np.errstate(over="ignore"):
-        scale = np.maximum(current.mean**2, dense.variance)
-    return np.asarray(current.variance <= ROUNDING * scale)
+        noise = np.maximum(ROUNDING * current.mean**2, FAINT * dense.variance)
+    return np.asarray(current.variance <= noise)
 
 
 def match_layer(dense: Vector, current: Vector) -> Vector:
