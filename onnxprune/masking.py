@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError, ModelError
 from onnxprune.graph import geometry, layers
-from onnxprune.graph.gains import scaled
+from onnxprune.graph.gains import by_channel, scaled
 from onnxprune.graph.mapped import is_mapped
 from onnxprune.graph.tensors import Constants
 from onnxprune.numerics import allocation, budget, masks
@@ -191,10 +191,6 @@ def _score(layer: layers.Layer, weight: Weight, folded: bool) -> Weight:
 def _unfolded(layer: layers.Layer, weight: NDArray[Any]) -> NDArray[Any]:
     use = layer.uses[0]
     values = weight.astype(np.float64)
-    squares = values**2
-    if use.op == "ConvTranspose":
-        blocks = squares.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:])
-        norms = np.sqrt(blocks.sum(axis=(1, *range(3, blocks.ndim)))).ravel()
-    else:
-        norms = np.sqrt(squares.reshape(len(weight), -1).sum(axis=1))
+    squares, rest = by_channel(values**2, use)
+    norms = np.sqrt(squares.sum(axis=rest)).ravel()
     return scaled(values, masks.balance(norms), use).astype(np.float32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -37,20 +38,16 @@ def dense_moments(
         tick()
         return found
     moments = [Moments.empty(probe.channels) for probe in probes]
-    pending: list[list[Groups]] = []
 
-    def settle() -> None:
-        made = [fold(groups, point) for groups, point in zip(zip(*pending, strict=True), points, strict=True)]
-        moments[:] = [so_far.merge(more) for so_far, more in zip(moments, made, strict=True)]
-        pending.clear()
+    def ticked() -> Iterator[list[Groups]]:
+        for groups in one_pass(model, probes, batches, device, memory):
+            yield groups
+            tick()
 
-    for groups in one_pass(model, probes, batches, device, memory):
-        pending.append(groups)
-        if len(pending) == TOGETHER:
-            settle()
-        tick()
-    if pending:
-        settle()
+    passing = ticked()
+    while together := list(islice(passing, TOGETHER)):
+        made = [fold(groups, point) for groups, point in zip(zip(*together, strict=True), points, strict=True)]
+        moments = [so_far.merge(more) for so_far, more in zip(moments, made, strict=True)]
     return moments
 
 

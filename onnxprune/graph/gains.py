@@ -94,14 +94,17 @@ def highest(weight: NDArray[Any], use: Use) -> Vector:
 
 def peaks(weight: NDArray[Any], use: Use) -> Vector:
     """The largest magnitude of each output channel, float64 (C,)."""
-    values = weight if weight.dtype.kind == "f" else weight.astype(np.float64)
-    if use.op == "ConvTranspose":
-        values = values.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:])
-        rest = (1, *range(3, values.ndim))
-    else:
-        rest = tuple(axis for axis in range(values.ndim) if axis != use.weight_axis % values.ndim)
+    values, rest = by_channel(weight if weight.dtype.kind == "f" else weight.astype(np.float64), use)
     most = np.maximum(values.max(axis=rest, initial=0), -values.min(axis=rest, initial=0))
     return np.asarray(most.ravel(), np.float64)
+
+
+def by_channel(weight: NDArray[Any], use: Use) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """The weight in a shape whose output channels are all of some axes, in order, and the axes that are not."""
+    if use.op == "ConvTranspose":
+        blocks = weight.reshape(use.group, weight.shape[0] // use.group, *weight.shape[1:])
+        return blocks, (1, *range(3, blocks.ndim))
+    return weight, tuple(axis for axis in range(weight.ndim) if axis != use.weight_axis % weight.ndim)
 
 
 def largest(dtype: np.dtype[Any]) -> float:
