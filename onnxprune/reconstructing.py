@@ -40,6 +40,7 @@ from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import Rows, RowsThere, input_of, sample_rows
+from onnxprune.scores import factor_of, scores_of
 from onnxprune.sequential import Outcome, repair_point, unrepaired, variance_error, variance_ratio
 from onnxprune.statistics import fold, probe_of
 from onnxprune.weighing import weigh
@@ -89,6 +90,7 @@ def reconstruct_in_order(
     current, reference = (Stream(*walk, device, memory) for walk in ((model, batches(), goals), (dense, batches(), dense_goals)))
     places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
     read = weigh(constants, original, places)
+    scores = scores_of(model, points)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
@@ -98,7 +100,8 @@ def reconstruct_in_order(
             if isinstance(rows, str):
                 outcomes.append(unrepaired(point, rows))
             else:
-                outcomes.append(_solve(constants, original, point, shape, join, rows, read[point.dense_tensor], keep, pattern))
+                weights, last = read[point.dense_tensor], point.dense_tensor in scores
+                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, keep, pattern, last=last))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -137,8 +140,12 @@ def _solve(
     read: NDArray[np.float64],
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
+    *,
+    last: bool,
 ) -> Outcome:
-    """Solve one layer and write it, or its channel repair where that is better on the held-out rows."""
+    """Solve one layer and write it, or its channel repair where that is better on the held-out rows.
+
+    ``last``: its outputs are class scores, which get their confidence back."""
     assert point.layer is not None
     gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
@@ -155,11 +162,15 @@ def _solve(
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
-    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
+    rest = held if held.count else None
+    found = reconstruct(fit, rest, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
+    better = found.error_after < least
+    scaled = last and better and held.count > 0 and join.output == point.dense_tensor and np.isneginf(join.low) and np.isposinf(join.high)
+    factor = factor_of(found.weight, fit, held, *rows.apart()) if scaled else 1.0
+    after = held.error(factor * found.weight, fit.shift(factor * found.weight), counts) if factor > 1 else found.error_after
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer
-    better = found.error_after < least
-    weight = refit(whole, dense, found.mask, found.ridge, found.weight) if better and more else found.weight
+    weight = factor * (refit(whole, dense, found.mask, found.ridge, found.weight) if better and more else found.weight)
     if not (better and _fits(constants, point, weight, whole)):
         gains = channel_gains(whole, masked)
         weight = masked * gains[:, None]
@@ -178,7 +189,8 @@ def _solve(
                 break
             whole, weight = again, other
     write_layer(constants, point, shape, weight, whole.shift(weight))
-    return _outcome(point, "reconstruct", whole, masked, weight, before, found.error_after, found, ())
+    notes = (f"class scores times {factor:.3f}, nearer to the dense confidence",) if factor > 1 else ()
+    return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes)
 
 
 def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDArray[np.float64], shift: NDArray[np.float64]) -> None:

@@ -54,6 +54,10 @@ class Rows:
         """The share of all rows where z is above ``low`` and below ``high``, for each channel (C,)."""
         return np.asarray(((self.z > low) & (self.z < high)).mean(0))
 
+    def apart(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The inputs and dense outputs of the rows that are held out."""
+        return self.x[self.fit :], self.z[self.fit :]
+
     def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
         """The moments ``gram`` of all rows with the target moved to the flat side of the activation (numerics.targets.moved)."""
         return moved(gram, self.x, self.z, self.other, weight, low, high)
@@ -78,6 +82,11 @@ class RowsThere:
         counts = [sum(z.shape()[0] for _, z, _ in run) for run in runs]
         shares = [shares_inside(run, (low, high), self.device) for run in runs]
         return np.average(shares, axis=0, weights=counts)
+
+    def apart(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `Rows.apart`."""
+        x, z = (np.concatenate([as_array(piece[part]) for piece in self.held]) for part in (0, 1))
+        return x, z
 
     def moved(self, gram: Gram, weight: NDArray[np.float64], low: float, high: float) -> Gram:
         """As `Rows.moved`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import onnx
 import pytest
 from networks import CLASSES, model_of, replaced, run, samples, tensors, twins, unnamed_changes
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import Result, prune
+from onnxprune.graph import layers
+from onnxprune.graph.points import points
+from onnxprune.numerics.agreement import agreement
 from onnxprune.numerics.allocation import keep_total
-from onnxprune.numerics.reconstruct import RIDGES
+from onnxprune.numerics.reconstruct import RIDGES, Gram
 from onnxprune.report import to_json
+from onnxprune.scores import factor_of, scores_of
 
 Layer = tuple[str, tuple[int, ...], dict[str, Any]]
 
@@ -252,7 +257,7 @@ ORACLE = {"rtol": 1e-3, "atol": 2e-4}
     ],
 )
 def test_one_linear_layer(op: str, shape: tuple[int, ...], attributes: dict[str, Any], batch_size: int) -> None:
-    """With batches of 32 one is held out at first; in the end all are solved on."""
+    """One batch of two, or of seven, is held out at first and tells a factor of the class scores; in the end all are solved on."""
     dense = chain((12,), (op, shape, attributes))
     rng = np.random.default_rng(5)
     x = (rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + 1).astype(np.float32)
@@ -266,10 +271,82 @@ def test_one_linear_layer(op: str, shape: tuple[int, ...], attributes: dict[str,
         w0, found = w0.T, found.T
     y = run(dense, {"x": x})["y"].astype(np.float64)
     assert entry.ridge is not None
-    weight, bias = least_squares(x.astype(np.float64), y, found != 0, w0, entry.ridge)
+    weight, _ = least_squares(x.astype(np.float64), y, found != 0, w0, entry.ridge)
+    told = next((float(note.split()[3].strip(",")) for note in entry.notes if "class scores" in note), 1.0)
+    factor = np.vdot(found, weight) / np.vdot(weight, weight)
+    assert factor == pytest.approx(told, abs=1e-3)  # it is written with three digits
+    weight *= factor
     np.testing.assert_allclose(found, weight, **ORACLE)
     zero = run(result.model, {"x": np.zeros((1, 12), np.float32)})["y"][0]
-    np.testing.assert_allclose(zero, bias, **ORACLE)
+    np.testing.assert_allclose(zero, y.mean(0) - weight @ x.mean(0), **ORACLE)
+
+
+def classifier(classes: int, inputs: int, *layers: str, seed: int = 3) -> tuple[onnx.ModelProto, Callable[[int], NDArray[np.float32]]]:
+    """One Gemm whose weights are the centres of clusters, as sure as a trained one is, and what draws inputs from the clusters."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, inputs)).astype(np.float32)
+    dense = chain((inputs,), ("Gemm", centres.shape, {"transB": 1}))
+    weight = next(tensor for tensor in dense.graph.initializer if tensor.name == "w0")
+    weight.CopyFrom(numpy_helper.from_array(centres * np.float32(10 / inputs), "w0"))
+    if layers:
+        dense.graph.node[-1].output[0] = "z"
+        dense.graph.node.append(helper.make_node(layers[0], ["z"], ["y"]))
+
+    def draw(rows: int) -> NDArray[np.float32]:
+        return (centres[rng.integers(0, classes, rows)] + 0.5 * rng.normal(size=(rows, inputs))).astype(np.float32)
+
+    return dense, draw
+
+
+def test_class_scores_of_few_rows_get_their_confidence_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """160 samples and a tenth of the weights: the solution's scores shrink; with the factor they diverge less, on others too."""
+    dense, draw = classifier(30, 128)
+    x, others = draw(160), draw(2000)
+    options = {"sparsity": 0.9, "repair": "reconstruct", "holdout": 0, "batch_size": 4}
+    result = prune(dense, x, **options)
+    monkeypatch.setattr("onnxprune.reconstructing.factor_of", lambda *_: 1.0)
+    without = prune(dense, x, **options)
+    sane(result, dense)
+    assert any("class scores times 1.0" in note for note in result.report.layers[0].notes)
+    wanted, before, after = (run(model, {"x": others})["y"] for model in (dense, without.model, result.model))
+    assert before.var() < after.var() < wanted.var()
+    assert agreement(wanted, after).kl < 0.8 * agreement(wanted, before).kl
+    swings = [(made - made.mean(0)).ravel() for made in (before, after)]  # one factor for all classes; the means are those of the samples
+    np.testing.assert_allclose(swings[1], np.sqrt(after.var() / before.var()) * swings[0], rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("behind", ["", "Softmax", "LogSoftmax", "Relu"])
+def test_only_class_scores_at_the_end_are_scaled(behind: str) -> None:
+    """Outputs of two axes, or what a Softmax makes them of; nothing that an activation cuts."""
+    dense, draw = classifier(30, 128, *filter(None, [behind]))
+    report = prune(dense, draw(160), sparsity=0.9, repair="reconstruct", holdout=0, batch_size=4).report
+    assert any("class scores times" in note for note in report.layers[0].notes) == (behind != "Relu")
+
+
+def test_scores_that_a_later_layer_reads_are_none() -> None:
+    dense = chain((12,), ("Gemm", (16, 12), {"transB": 1}), ("Gemm", (5, 16), {"transB": 1}))
+    dense.graph.output.append(helper.make_tensor_value_info("y0", TensorProto.FLOAT, ["batch", 16]))
+    found = points(layers.find(dense, ()))
+    assert [point.dense_tensor for point in found] == ["y0", "y"]
+    assert scores_of(dense, found) == {"y"}
+
+
+def test_an_image_is_no_class_score() -> None:
+    dense = chain((4, 6, 6), ("Conv", (3, 4, 3, 3), PADS))
+    assert scores_of(dense, points(layers.find(dense, ()))) == frozenset()
+
+
+def test_the_factor_by_hand() -> None:
+    """Sure scores of three classes, of which the weight gives half: twice is nearest to them, and has their variance."""
+    x = np.repeat(np.eye(3, dtype=np.float32), 4, 0)
+    z = 12 * x
+    gram = Gram.from_batch(x, z)
+    half, whole = (np.eye(3) * size for size in (6.0, 12.0))
+    assert factor_of(half, gram, gram, x, z) == 2.0
+    assert factor_of(whole, gram, gram, x, z) == factor_of(whole * 2, gram, gram, x, z) == 1.0  # not below 1
+    wrong = np.roll(half, 1, 0)  # the scores of another class: the surer, the worse
+    assert factor_of(wrong, gram, gram, x, z) == 1.0
+    assert factor_of(np.zeros((3, 3)), gram, gram, x, z) == 1.0
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
