@@ -145,7 +145,8 @@ def _solve(
 ) -> Outcome:
     """Solve one layer and write it, or its channel repair where that is better on the held-out rows.
 
-    ``last``: its outputs are class scores, which get their confidence back."""
+    ``last``: its outputs are class scores, which get their confidence back: no activation cuts them, no sum takes them in.
+    """
     assert point.layer is not None
     gain, _ = affine.folded(constants, point)
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
@@ -162,11 +163,9 @@ def _solve(
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
-    rest = held if held.count else None
-    found = reconstruct(fit, rest, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
+    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
     better = found.error_after < least
-    scaled = last and better and held.count > 0 and join.output == point.dense_tensor and np.isneginf(join.low) and np.isposinf(join.high)
-    factor = factor_of(found.weight, fit, held, *rows.apart()) if scaled else 1.0
+    factor = factor_of(found.weight, fit, held, *rows.apart()) if last and better and held.count else 1.0
     after = held.error(factor * found.weight, fit.shift(factor * found.weight), counts) if factor > 1 else found.error_after
     more, whole = held.count > 0, fit.merge(held, overwrite=True)
     del fit, held, measure  # hundreds of megabytes in a large layer

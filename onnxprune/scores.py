@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.graph.planning import reads_of
 from onnxprune.graph.points import Point
-from onnxprune.numerics.agreement import agreement
+from onnxprune.numerics.agreement import divergence
 from onnxprune.numerics.reconstruct import Gram
 
 STEPS = 33
@@ -32,7 +32,8 @@ def scores_of(model: onnx.ModelProto, points: Sequence[Point]) -> frozenset[str]
     given = {value.name for value in model.graph.output if len(value.type.tensor_type.shape.dim) == 2}
     places = {point.node if point.use is None else point.use.node for point in points}
     read: set[str] = set()
-    for number, node in reversed(list(enumerate(model.graph.node))):
+    for number in reversed(range(len(model.graph.node))):
+        node = model.graph.node[number]
         if number in places or not read.isdisjoint(node.output):
             read.update(reads_of(node))
         if node.op_type in AS_SHARES and not given.isdisjoint(node.output):
@@ -53,10 +54,5 @@ def factor_of(weight: NDArray[np.float64], fit: Gram, held: Gram, x: NDArray[np.
     if not 0 < power < wanted:
         return 1.0
     swing = (x - fit.x_mean[0]) @ weight.T
-
-    def divergence(factor: float) -> float:
-        found = agreement(z, fit.y_mean + factor * swing).kl
-        return np.inf if found is None else found
-
     factors = np.linspace(1.0, np.sqrt(wanted / power), STEPS)
-    return float(min(factors, key=divergence))
+    return float(min(factors, key=lambda factor: divergence(z, fit.y_mean + factor * swing)))

@@ -398,10 +398,8 @@ def test_the_rounding_of_a_constant_channel_is_not_made_a_signal() -> None:
         helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", group=2),
         helper.make_node("InstanceNormalization", ["c", "s", "t"], ["y"], "norm"),
     ]
-    values = {"w": np.array([1.1, 0.8]), "b": np.array([0.0, 0.1]), "s": np.array([1.2, 1.3]), "t": np.array([0.4, 0.1])}
-    values = {name: value.astype(np.float32) for name, value in values.items()} | {
-        "w": np.array([1.1, 0.8], np.float32).reshape(2, 1, 1, 1)
-    }
+    given = {"w": [[[[1.1]]], [[[0.8]]]], "b": [0.0, 0.1], "s": [1.2, 1.3], "t": [0.4, 0.1]}
+    values = {name: np.array(value, np.float32) for name, value in given.items()}
     model = model_of(nodes, {"x": ("n", 2, 9, 9)}, {"y": ("n", 2, 9, 9)}, values)
     result = prune(model, rng.normal(size=(40, 2, 9, 9)).astype(np.float32), sparsity=0.5, alloc="uniform", device="cpu")
     (norm,) = result.report.norms

@@ -64,7 +64,7 @@ def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
     return Agreement(
         samples=len(dense),
         top1=_top1(dense, pruned) if classes else None,
-        kl=_kl(dense.astype(np.float64), pruned.astype(np.float64)) if classes else None,
+        kl=divergence(dense, pruned) if classes else None,
         cosine=_swing(dense, pruned) if dense.size == len(dense) > 1 else float(np.mean(cosines)),
         sqnr_db=_decibel(signal, noise),
     )
@@ -75,7 +75,9 @@ def _top1(dense: NDArray[Any], pruned: NDArray[Any]) -> float:
     return float(np.mean(same & ~np.isnan(pruned).any(axis=1)))
 
 
-def _kl(dense: NDArray[np.float64], pruned: NDArray[np.float64]) -> float:
+def divergence(dense: NDArray[Any], pruned: NDArray[Any]) -> float:
+    """The ``kl`` of `agreement` alone: mean KL divergence in nats of two arrays (samples, classes), any real dtype."""
+    dense, pruned = dense.astype(np.float64), pruned.astype(np.float64)
     if not np.isfinite(pruned).all():
         return float("inf")
     if _are_probabilities(dense) and _are_probabilities(pruned):
