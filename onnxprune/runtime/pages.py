@@ -21,6 +21,8 @@ SPARE = 256 << 20
 """Bytes of pages that are kept for the next tensors at most, where memory is no matter."""
 LARGE = 4 << 20
 """Bytes from which on Linux may use pages of 2 MB: half the page faults of resnet18's walk, a quarter of a second of 6 of CPU time."""
+WIDER = 4
+"""How many times its length the pages of a tensor may have, where they lie spare: what is new costs more than what is left over."""
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
@@ -41,9 +43,8 @@ class Pages:
         count = math.prod(shape)
         length = skew + count * dtype.itemsize
         with self._lock:
-            kept = self._kept.get(length)
-            pages = kept.pop() if kept else None
-            self.spare -= length if pages is not None else 0
+            fitting = min((kept for kept in self._kept if length <= kept <= WIDER * length), default=None)
+            pages = None if fitting is None else self._take(fitting)
         if pages is None:
             pages = mmap.mmap(-1, length, **PRIVATE)
             if length >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -52,6 +53,13 @@ class Pages:
         flat = np.frombuffer(pages, dtype, count, skew)
         weakref.finalize(flat, self._give_back, pages)
         return flat.reshape(shape)
+
+    def _take(self, length: int) -> mmap.mmap:
+        pages = self._kept[length].pop()
+        self.spare -= length
+        if not self._kept[length]:
+            del self._kept[length]
+        return pages
 
     def shrink(self, most: float) -> None:
         """Let go of spare pages, down to so many bytes."""

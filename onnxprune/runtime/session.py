@@ -12,8 +12,9 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,7 @@ CUDA_OPTIONS = {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC", "arena_ext
 The arena is as large as what is in it, so that all but the live tensors can be given back."""
 HANDED = {"cpu": LEAST, "cuda": 2**63}
 """By the kind of device, from how many bytes on values in memory are handed over beside the model: to CUDA they are copied in any case."""
-# 2 GiB is protobuf's limit; a little is left for what the stage builder adds.
-MAX_PROTO = 2**31 - 2**20
+MAX_PROTO = 2**31 - 2**20  # protobuf's limit, less a little for what the stage builder adds
 
 
 def choose_device(asked: str, threads: int = 0) -> Device:
@@ -118,8 +118,7 @@ def open_session(
 
     ``lean`` frees every tensor as soon as it is used (no memory pattern, priority-based order): 2 to 3 times less peak memory. With
     ``arena`` its place is kept for the next one, else it goes back to the system, whose new pages take efficientnet_lite0's channel
-    repair from 13.5 to 17.5 s. ``turns``: its threads stop spinning when a run ends, so that another session's find the cores free. TF32
-    is off on CUDA, so that statistics are those of float32.
+    repair from 13.5 to 17.5 s. ``turns``: its threads stop spinning when a run ends, so that another session's find the cores free.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
@@ -189,10 +188,17 @@ def run_session(session: Any, feed: dict[str, NDArray[Any]], names: Sequence[str
         raise failure(error, f"the model does not run on {shapes}: {one_line(error)}") from error
 
 
-def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: Device, host: Container[str] = ()) -> dict[str, Any]:
+def run_bound(
+    session: Any,
+    feed: dict[str, Any],
+    names: Sequence[str],
+    device: Device,
+    host: Container[str] = (),
+    into: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Output name -> ``OrtValue`` left on the device, or on the host if it is in ``host`` or is strings; the inputs are OrtValues too.
 
-    Each is by itself: let go of, it takes nothing of the others along.
+    Each is by itself: let go of, it takes nothing of the others along. Those in ``into`` are written there: OrtValues of their shapes.
 
     Raises:
         RuntimeFailure: a node fails on this batch; OutOfMemory where it was for memory.
@@ -202,19 +208,21 @@ def run_bound(session: Any, feed: dict[str, Any], names: Sequence[str], device: 
         binding.bind_ortvalue_input(name, value)
     types = {value.name: value.type for value in session.get_outputs()}
     for name in names:
-        binding.bind_output(name, *(("cpu", 0) if name in host or types[name] == "tensor(string)" else (device.kind, device.index)))
+        if name in into:
+            binding.bind_ortvalue_output(name, into[name])
+        else:
+            binding.bind_output(name, *(("cpu", 0) if name in host or types[name] == "tensor(string)" else (device.kind, device.index)))
     try:
         session.run_with_iobinding(binding, run_options(device))
     except Exception as error:
         raise failure(error, f"a stage of the model does not run: {one_line(error)}") from error
     made = binding.get_outputs_as_ortvaluevector()
-    return {name: _alone(made[place], session) for place, name in enumerate(names)}
+    return {name: into[name] if name in into else _alone(made[place], session) for place, name in enumerate(names)}
 
 
 def _alone(value: Any, session: Any) -> Any:
     """An output by itself: an element of the vector that a run gives keeps all of it. It keeps the session, whose allocator it is from."""
-    vector = OrtValueVector()
-    vector.push_back(value)
+    (vector := OrtValueVector()).push_back(value)
     return ort.OrtValue(vector[0], session)
 
 

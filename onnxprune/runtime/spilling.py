@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -92,8 +93,21 @@ class Memory:
         self._pages = Pages(spare)
         self.roomy = spare > 0
 
-    def hold(self, value: Any, device: Device) -> Live:
-        """Take an OrtValue in: the caller keeps no reference of its own.
+    def room(self, shape: Sequence[int], element_type: int, device: Device) -> Any:
+        """Pages for a tensor that a run is to give, as an OrtValue to be written and then held as one ``placed``.
+
+        None where a tensor of that size is better taken from what the run gives: where memory is bounded, or not the host's.
+        """
+        if not self.roomy or device.kind != "cpu" or element_type not in PLAIN:
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < LEAST or self._held + nbytes > self.budget:
+            return None
+        return to_device(self._pages.array(tuple(shape), dtype, 0), device)
+
+    def hold(self, value: Any, device: Device, *, placed: bool = False) -> Live:
+        """Take an OrtValue in: the caller keeps no reference of its own. One that was ``placed`` lies in pages of `room` already.
 
         Raises:
             RuntimeFailure: the temporary folder takes no file, or is full.
@@ -113,7 +127,7 @@ class Memory:
             weakref.finalize(live, self._free, start, length)
             return live
         try:
-            live = Live(self, _apart(value, nbytes, device, self._pages), device, None)
+            live = Live(self, value if placed else _apart(value, nbytes, device, self._pages), device, None)
         except BaseException:
             self._release(nbytes)
             raise

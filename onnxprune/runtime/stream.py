@@ -8,14 +8,16 @@ memory budget lie in a file (spilling).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.errors import RuntimeFailure
 from onnxprune.graph import stages
 from onnxprune.graph.planning import plan
 from onnxprune.graph.probes import Groups, Probe
@@ -25,6 +27,9 @@ from onnxprune.runtime.several import several
 from onnxprune.runtime.spilling import Live, Memory
 
 Batch = dict[str, NDArray[Any]]
+Shapes = tuple[tuple[int, ...], ...]
+LiveLike = tuple[list[int], int]
+"""Shape and element type of a live tensor."""
 ONE_NODE = {"cpu": True, "cuda": False}
 """By the kind of device, whether one node gives the statistics of a tensor (graph.probes)."""
 
@@ -99,6 +104,7 @@ class Stream:
         names = [*sorted(statistics), *keep]
         session: Any = None
         inputs: dict[str, str] = {}
+        seen: dict[Shapes, dict[str, LiveLike]] = {}
         if names:
             one_node = ONE_NODE[self._device.kind]
             stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, one_node=one_node)
@@ -107,13 +113,18 @@ class Stream:
         def advanced(number: int) -> dict[str, Any]:
             """Bring one batch to the new point; no thread touches another's."""
             live = self._live[number]
-            made = self._run(session, live, inputs, names, statistics) if names else {}
+            given = tuple(tuple(live[name].shape()) for name in inputs.values())
+            into = self._room(seen.get(given, {}))
+            made = self._run(session, live, inputs, names, statistics, into) if names else {}
             stay = {name: value for name, value in live.items() if name in after or (name in wanted and name not in made)}
             if first:
                 stay = {name: self._memory.hold(value.value(), self._device) for name, value in stay.items()}
             kept = self._live[number] = {name: value for name, value in stay.items() if name in after}
             del live  # what is over goes before what is new comes
-            fresh = {**stay, **{name: self._memory.hold(made.pop(name), self._device) for name in keep}}
+            placed = {name for name in into if made[name] is into[name]}
+            new = {name: self._memory.hold(made.pop(name), self._device, placed=name in placed) for name in keep}
+            seen[given] = {name: (held.shape(), held.element_type()) for name, held in new.items()}
+            fresh = {**stay, **new}
             kept.update((name, fresh[name]) for name in keep if name in after and name not in raw)
             return {name: np.array(as_array(made[name])) if name in made else fresh[name] for name in wanted}
 
@@ -144,11 +155,31 @@ class Stream:
             results.append([fresh[name] if name in fresh else live[name] for name in outputs])
         return results
 
+    def _room(self, like: Mapping[str, LiveLike]) -> dict[str, Any]:
+        """Room in memory for tensors of such shapes and types, where it is given out beforehand: a run writes them where they stay."""
+        found = {name: self._memory.room(*of, self._device) for name, of in like.items()}
+        return {name: place for name, place in found.items() if place is not None}
+
     def _run(
-        self, session: Any, live: dict[str, Live], inputs: dict[str, str], names: Sequence[str], host: Container[str] = ()
+        self,
+        session: Any,
+        live: dict[str, Live],
+        inputs: dict[str, str],
+        names: Sequence[str],
+        host: Container[str] = (),
+        into: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        """One batch through a stage, whose inputs are live tensors by name; what is in ``host`` leaves the device."""
-        return run_bound(session, {name: live[source].value() for name, source in inputs.items()}, names, self._device, host)
+        """One batch through a stage, whose inputs are live tensors by name; what is in ``host`` leaves the device.
+
+        What is in ``into`` is written there, unless its shape is another one than there: shapes may depend on values.
+        """
+        feed = {name: live[source].value() for name, source in inputs.items()}
+        try:
+            return run_bound(session, feed, names, self._device, host, into)
+        except RuntimeFailure:
+            if not into:
+                raise
+            return run_bound(session, feed, names, self._device, host)
 
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.

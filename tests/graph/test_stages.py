@@ -1,6 +1,7 @@
 """Cutting: a Stream that runs a model stage by stage sees what one run of the whole model gives."""
 
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.numerics.moments import Moments
 from onnxprune.runtime import stream
 from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import run_bound
+from onnxprune.runtime.spilling import LEAST
 from onnxprune.runtime.stream import Stream, one_pass
 
 CPU = Device("cpu", threads=1)
@@ -567,6 +570,46 @@ def test_one_pass_gives_the_same_as_the_walk():
     assert len(groups) == 2 and model.SerializeToString() == before
     for number, probe in enumerate(probes):
         same(folded([batch[number] for batch in groups], probe.channels), values[probe.tensor], 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_shapes_that_depend_on_values(at_once):
+    """A run that was told where to write what it gives gives something of another shape."""
+    rng = np.random.default_rng(0)
+    weight = rand(rng, 64, 64)
+    model = build(
+        [
+            node("MatMul", ["x", "w"], ["h"]),
+            node("NonZero", ["x"], ["some"]),
+            node("Gather", ["some", "zero"], ["rows"]),
+            node("Gather", ["h", "rows"], ["picked"]),
+            node("Relu", ["picked"], ["r"]),
+            node("MatMul", ["r", "w"], ["y"]),
+        ],
+        {"w": weight, "zero": np.array(0)},
+        {"x": [None, 64]},
+        ["y"],
+    )
+    batches = [{"x": rand(rng, 40, 64) * (rng.random((40, 64)) < share)} for share in (0.5, 0.5, 0.9, 0.9, 0.2, 0.5)]
+    values = whole(model, batches, ["h", "picked", "y"])
+    assert len({value.shape for value in values["picked"]}) > 2 and values["picked"][0].nbytes > LEAST
+    walk(model, batches, [("h", -1), ("picked", -1), ("y", -1)], device=Device("cpu", threads=1, at_once=at_once))
+
+
+def test_a_run_is_told_where_to_write_once_the_shapes_are_known(monkeypatch):
+    told = []
+
+    def spy(session, feed, names, device, host=(), into=MappingProxyType({})):
+        made = run_bound(session, feed, names, device, host, into)
+        told.append(sorted(into))
+        assert all(made[name] is into[name] for name in into)
+        return made
+
+    monkeypatch.setattr(stream, "run_bound", spy)
+    model = residual(width=32)
+    batches = slices(images(11), [3, 3, 2, 3])
+    walk(model, batches, [("c1", 1), ("c2", 1)])
+    assert told[:4] == [[], ["c1"], [], ["c1"]]
 
 
 def test_cut_refuses_what_is_not_yet_made():

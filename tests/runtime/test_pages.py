@@ -25,6 +25,23 @@ def test_the_pages_of_what_is_gone_serve_what_comes():
     assert pages.array((1025,), KIND, 0).shape == (1025,)
 
 
+def test_a_smaller_tensor_takes_the_least_of_what_lies_spare_up_to_four_times_as_long():
+    pages = Pages()
+    held = [pages.array((1024 * size,), KIND, 0) for size in (8, 4, 9)]
+    where = [address(array) for array in held]
+    del held
+    assert pages.spare == 21 * 4096
+    small = pages.array((2 * 1024,), KIND, 0)
+    assert (address(small), small.shape, pages.spare) == (where[1], (2048,), 17 * 4096)
+    more = pages.array((2 * 1024,), KIND, 0)
+    assert (address(more), pages.spare) == (where[0], 9 * 4096)
+    assert address(pages.array((9 * 256,), KIND, 0)) == where[2]  # which is free again at once
+    other = pages.array((2 * 1024,), KIND, 0)  # 9 is more than 4 times 2
+    assert (address(other) in where, pages.spare) == (False, 9 * 4096)
+    del small, more
+    assert pages.spare == 21 * 4096  # whole, not what was asked of them
+
+
 def test_a_view_keeps_them():
     pages = Pages()
     first = pages.array((2, 512), KIND, 0)

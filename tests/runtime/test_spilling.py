@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime import spilling
@@ -151,6 +152,30 @@ def test_what_is_held_does_not_keep_what_came_out_beside_it():
         held.append(memory.hold(made.pop("y"), CPU))
     del made
     assert resident() - before < 300 << 20
+
+
+def test_what_was_given_room_stays_where_it_was_written():
+    memory = Memory()
+    place = memory.room([3, LEAST], TensorProto.FLOAT, CPU)
+    assert (place.shape(), place.element_type(), memory.peak) == ([3, LEAST], TensorProto.FLOAT, 0)
+    where = place.data_ptr()
+    live = memory.hold(place, CPU, placed=True)
+    assert (live.value().data_ptr(), memory.peak) == (where, 12 * LEAST)
+    assert memory.hold(live.value(), CPU).value().data_ptr() != where  # anything else is copied
+
+
+@pytest.mark.parametrize(
+    ("memory", "count", "kind", "device"),
+    [
+        (Memory(10**9, 0), LEAST, TensorProto.FLOAT, CPU),  # bounded
+        (Memory(4 * LEAST - 1), LEAST, TensorProto.FLOAT, CPU),  # no room
+        (Memory(), LEAST // 4 - 1, TensorProto.FLOAT, CPU),  # small
+        (Memory(), LEAST, TensorProto.STRING, CPU),
+        (Memory(), LEAST, TensorProto.FLOAT, Device("cuda")),
+    ],
+)
+def test_no_room_beforehand(memory, count, kind, device):
+    assert memory.room([count], kind, device) is None
 
 
 def resident():
