@@ -23,7 +23,7 @@ from onnxprune.numerics.repair import dead_channels, repair
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
-from onnxprune.statistics import fold, probe_of
+from onnxprune.statistics import current_moments
 
 Tick = Callable[[], None]
 NOTHING = "no value reaches it on the samples"
@@ -94,7 +94,7 @@ def repair_point(
     constants: Constants, stream: Stream, point: Point, target: Moments, rule: str
 ) -> tuple[Outcome, list[tuple[int, onnx.NodeProto]]]:
     """Walk the stream to a point and repair it; returns what was done and the nodes to insert once the walk is over."""
-    current = fold(stream.advance(probe_of(point, point.tensor, constants)), point)
+    current = current_moments(stream, point, constants)
     if not (current.count and target.count):
         return unrepaired(point, NOTHING), []
     node = constants.model.graph.node[point.node]

@@ -8,11 +8,15 @@ from itertools import islice
 import numpy as np
 import onnx
 
+from onnxprune.graph.affine import folded
 from onnxprune.graph.mapped import has_mapped
+from onnxprune.graph.planning import plan
 from onnxprune.graph.points import Point
 from onnxprune.graph.probes import Groups, Probe
 from onnxprune.graph.tensors import Constants
+from onnxprune.graph.wide import wide
 from onnxprune.numerics.moments import Moments
+from onnxprune.numerics.products import Products
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream, one_pass
@@ -31,24 +35,43 @@ def dense_moments(
 ) -> list[Moments]:
     """The moments of every point in the model as given, in one pass over the batches; in stages where its weights were left in files."""
     constants = Constants(model)
-    probes = [probe_of(point, point.dense_tensor, constants) for point in points]
     if has_mapped(model):
-        stream = Stream(model, batches, [probe.tensor for probe in probes], device, memory)
-        found = [fold(stream.advance(probe), point) for probe, point in zip(probes, points, strict=True)]
+        stream = Stream(model, batches, [point.dense_tensor for point in points], device, memory)
+        staged = [fold(stream.advance(probe_of(point, point.dense_tensor, constants)), point) for point in points]
         tick()
-        return found
-    moments = [Moments.empty(probe.channels) for probe in probes]
+        return staged
+    known = plan(model)
+    wides = {at: found for at, point in enumerate(points) if (found := wide(constants, known, point)) is not None}
+    probes = [wides.get(at) or probe_of(point, point.dense_tensor, constants) for at, point in enumerate(points)]
+    moments = [Moments.empty(point.channels) for point in points]
+    sums = {at: Products.empty(found.channels) for at, found in wides.items()}
+    others = [at for at in range(len(points)) if at not in wides]
 
     def ticked() -> Iterator[list[Groups]]:
-        for groups in one_pass(model, probes, batches, device, memory):
-            yield groups
+        for made in one_pass(model, probes, batches, device, memory):
+            for at in wides:
+                sums[at] = sums[at].merge(Products(*made[at]))
+            yield [made[at] for at in others]
             tick()
 
     passing = ticked()
     while together := list(islice(passing, TOGETHER)):
-        made = [fold(groups, point) for groups, point in zip(zip(*together, strict=True), points, strict=True)]
-        moments = [so_far.merge(more) for so_far, more in zip(moments, made, strict=True)]
+        for at, groups in zip(others, zip(*together, strict=True), strict=True):
+            moments[at] = moments[at].merge(fold(groups, points[at]))
+    for at, found in wides.items():
+        moments[at] = sums[at].moments(*found.parameters(constants)).affine(*folded(constants, points[at]))
     return moments
+
+
+def current_moments(stream: Stream, point: Point, constants: Constants) -> Moments:
+    """The moments at a point of the model that a stream walks through, with all before it repaired."""
+    found = wide(constants, stream.plan, point) if stream.ahead(point.tensor) else None
+    if found is None:
+        return fold(stream.advance(probe_of(point, point.tensor, constants)), point)
+    total = Products.empty(found.channels)
+    for sums in stream.sums(found):
+        total = total.merge(Products(*sums))
+    return total.moments(*found.parameters(constants))
 
 
 def probe_of(point: Point, tensor: str, constants: Constants) -> Probe:

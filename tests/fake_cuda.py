@@ -102,6 +102,11 @@ class Binding:
         self._places.append(kind)
         self.real.bind_output(name, "cpu", 0)
 
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        assert not isinstance(value, Far), "a session on the CPU was told to write to the device"
+        self._places.append("there")
+        self.real.bind_ortvalue_output(name, value)
+
     def ran(self) -> None:
         """Put the outputs of a run where they belong."""
         for value, place in zip(self.real.get_outputs(), self._places, strict=True):

@@ -79,7 +79,7 @@ def test_a_wing_knows_nothing_of_what_is_above_it(wing):
 
 def test_graphsurgeon_builds_what_runs_beside_the_model_alone():
     """Its export loses metadata and unused initializers: a product that came through it would not be the model that went in."""
-    builders = ("onnxprune.graph.probes", "onnxprune.runtime.grams")
+    builders = ("onnxprune.graph.probes", "onnxprune.graph.wide", "onnxprune.runtime.grams")
     assert {module for module, _ in offenders(lambda name: False, ["onnx_graphsurgeon"])} == set(builders)
 
 

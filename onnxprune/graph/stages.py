@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnxprune.graph.planning import Plan, reads_of
 from onnxprune.graph.probes import Probe, probe_graph
 from onnxprune.graph.walk import opset_of
+from onnxprune.graph.wide import Wide, wide_graph
 
 LiveType = tuple[int, tuple[int | None, ...]]
 """ONNX element type and shape of a live tensor; None where batches differ."""
@@ -43,7 +44,7 @@ def cut(
     stop: int,
     live: Mapping[str, LiveType],
     keep: Sequence[str],
-    probes: Sequence[Probe] = (),
+    probes: Sequence[Probe | Wide] = (),
     repaired: Mapping[str, Repaired] | None = None,
     *,
     one_node: bool = False,
@@ -83,7 +84,7 @@ def cut(
     out.node.extend(graph.node[number] for number in nodes)
     opset = opset_of(model)
     for probe in probes:
-        out.MergeFrom(probe_graph(probe, opset, one_node=one_node))
+        out.MergeFrom(_nodes_of(probe, opset, one_node))
     out.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(keep))
     return stage, feed
 
@@ -162,11 +163,15 @@ def _affine_nodes(source: str, target: str, how: Repaired, live: LiveType) -> tu
     return [helper.make_node("Mul", [source, gain], [scaled]), helper.make_node("Add", [scaled, shift], [target])], initializers
 
 
-def tapped(model: onnx.ModelProto, probes: Sequence[Probe], *, one_node: bool = False) -> onnx.ModelProto:
+def _nodes_of(probe: Probe | Wide, opset: int, one_node: bool) -> onnx.GraphProto:
+    return wide_graph(probe, opset) if isinstance(probe, Wide) else probe_graph(probe, opset, one_node=one_node)
+
+
+def tapped(model: onnx.ModelProto, probes: Sequence[Probe | Wide], *, one_node: bool = False) -> onnx.ModelProto:
     """A copy of the model that gives the probes' statistics besides its own outputs; ``one_node`` is as for probe_graph."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     opset = opset_of(model)
     for probe in probes:
-        copy.graph.MergeFrom(probe_graph(probe, opset, one_node=one_node))
+        copy.graph.MergeFrom(_nodes_of(probe, opset, one_node))
     return copy

@@ -21,6 +21,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.graph import stages
 from onnxprune.graph.planning import plan
 from onnxprune.graph.probes import Groups, Probe
+from onnxprune.graph.wide import Sums, Wide
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import as_array, open_session, run_bound, run_session, session_of, to_device
 from onnxprune.runtime.several import several
@@ -49,8 +50,8 @@ class Stream:
         self, model: onnx.ModelProto, batches: Iterable[Batch], targets: Sequence[str], device: Device, memory: Memory | None = None
     ) -> None:
         self._model = model
-        self._plan = plan(model, targets)
-        self._ends = self._plan.ends(targets)
+        self.plan = plan(model, targets)
+        self._ends = self.plan.ends(targets)
         self._batches = batches
         self._targets = list(targets)
         self._device = device
@@ -63,8 +64,21 @@ class Stream:
     def advance(self, probe: Probe) -> list[Groups]:
         """The statistics of the probe's tensor, one entry a batch, with every earlier adjustment in force."""
         self._reach(probe.tensor)
-        made = self._step(self._plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
+        made = self._step(self.plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
         return [read_probe(probe, batch) for batch in made]
+
+    def ahead(self, tensor: str) -> bool:
+        """True for a tensor whose node has not run yet: it will with the parameters that it has by then."""
+        return self.plan.producer.get(tensor, -1) >= self._stop
+
+    def sums(self, wide: Wide) -> Iterator[Sums]:
+        """Batch by batch the sums that give the statistics of its target, which is ahead, with every earlier adjustment in force.
+
+        To be gone through.
+        """
+        self._reach(wide.target)
+        for made in self._walk(self.plan.producer[wide.target], wide.outputs, [wide]):
+            yield read_wide(wide, made)
 
     def values(self, tensors: Sequence[str], stop: int = 0) -> list[dict[str, Live]]:
         """The named tensors, one entry a batch, once the nodes before number ``stop`` have run.
@@ -73,7 +87,7 @@ class Stream:
         """
         for tensor in tensors:
             self._reach(tensor)
-        behind = max((self._plan.producer.get(tensor, -1) + 1 for tensor in tensors), default=0)
+        behind = max((self.plan.producer.get(tensor, -1) + 1 for tensor in tensors), default=0)
         return self._step(max(stop, behind), tensors, [])
 
     def _reach(self, tensor: str) -> None:
@@ -82,14 +96,17 @@ class Stream:
             raise ValueError(f"{tensor}: was not announced as a target")
         self._targets = self._targets[self._targets.index(tensor) + 1 :]
 
-    def _step(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe]) -> list[dict[str, Any]]:
-        """Run the nodes up to ``stop``, keep what is still needed, and return the wanted tensors of every batch.
+    def _step(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe | Wide]) -> list[dict[str, Any]]:
+        return list(self._walk(stop, wanted, probes))
+
+    def _walk(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe | Wide]) -> Iterator[dict[str, Any]]:
+        """Run the nodes up to ``stop``, keep what is still needed, and give the wanted tensors of every batch; to be gone through.
 
         Those of the probes come as arrays of their own: an OrtValue keeps all that came out of its run.
         """
         # Never back: a tensor may be made before the last point and asked for after it, as in conv1, conv2, norm2, norm1.
         stop = self._stop = max(self._stop, stop)
-        after = self._plan.live(stop, self._targets, self._ends)
+        after = self.plan.live(stop, self._targets, self._ends)
         first = self.stages_run == 0
         self.stages_run += 1
         raw = {name for name, how in self._repaired.items() if how.source == name}  # live ones are as they were before their repair
@@ -97,7 +114,7 @@ class Stream:
         incoming = self._incoming() if first else iter(())
         self._live += list(islice(incoming, 1))
         if not self._live:
-            return []
+            return
         types = self._types(first)  # the first batch tells which tensors are live
         asked = {name for name in wanted if name not in statistics and (name not in types or name in raw)}
         keep = sorted((after - set(types)) | asked)
@@ -107,7 +124,7 @@ class Stream:
         seen: dict[Shapes, dict[str, LiveLike]] = {}
         if names:
             one_node = ONE_NODE[self._device.kind]
-            stage, inputs = stages.cut(self._model, self._plan, stop, types, keep, probes, self._repaired, one_node=one_node)
+            stage, inputs = stages.cut(self._model, self.plan, stop, types, keep, probes, self._repaired, one_node=one_node)
             session = open_session(stage, self._device, lean=True, arena=self._memory.roomy)
 
         def advanced(number: int) -> dict[str, Any]:
@@ -135,7 +152,7 @@ class Stream:
                 del live
                 yield len(self._live) - 1
 
-        return list(several(advanced, numbers(), self._device.at_once))
+        yield from several(advanced, numbers(), self._device.at_once)
 
     def finish(self, outputs: Sequence[str], most: int) -> list[list[Live]]:
         """Tensors behind the walk for the first ``most`` batches, by the parameters of now; the walk stays.
@@ -146,7 +163,7 @@ class Stream:
         names = [name for name in outputs if name not in types]
         if names:
             stop = len(self._model.graph.node)
-            stage, inputs = stages.cut(self._model, self._plan, stop, types, names, (), self._repaired)
+            stage, inputs = stages.cut(self._model, self.plan, stop, types, names, (), self._repaired)
             session = open_session(stage, self._device, lean=True, arena=self._memory.roomy)
         results = []
         for live in self._live[:most]:
@@ -184,9 +201,10 @@ class Stream:
     def adjust(self, tensor: str, gain: NDArray[np.float64], shift: NDArray[np.float64], axis: int, source: str | None = None) -> None:
         """From here on the tensor reads as gain * source + shift: what its repaired layer, or BatchNormalization, gives.
 
-        ``source`` is the tensor itself unless told otherwise.
+        ``source`` is the tensor itself unless told otherwise. One that has not run yet will run with the new parameters.
         """
-        self._repaired[tensor] = stages.Repaired(source or tensor, gain, shift, axis)
+        if not self.ahead(source or tensor):
+            self._repaired[tensor] = stages.Repaired(source or tensor, gain, shift, axis)
 
     def _incoming(self) -> Iterator[dict[str, Live]]:
         passing = Memory()  # most inputs are read once: those that stay are held when that is known
@@ -210,9 +228,14 @@ def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
     return probe.read(*(as_array(made[name]) for name in probe.outputs))
 
 
+def read_wide(wide: Wide, made: dict[str, Any]) -> Sums:
+    """The sums of one batch from a stage's outputs (OrtValues or arrays)."""
+    return wide.read(*(as_array(made[name]) for name in wide.outputs))
+
+
 def one_pass(
-    model: onnx.ModelProto, probes: Sequence[Probe], batches: Iterable[Batch], device: Device, memory: Memory | None = None
-) -> Iterator[list[Groups]]:
+    model: onnx.ModelProto, probes: Sequence[Probe | Wide], batches: Iterable[Batch], device: Device, memory: Memory | None = None
+) -> Iterator[list[Groups | Sums]]:
     """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
     copy = stages.tapped(model, probes, one_node=ONE_NODE[device.kind])
     del copy.graph.output[: len(model.graph.output)]
@@ -220,8 +243,8 @@ def one_pass(
     with session_of(copy, device, lean=True, arena=(memory or Memory()).roomy) as session:
         del copy
 
-        def read(batch: Batch) -> list[Groups]:
+        def read(batch: Batch) -> list[Groups | Sums]:
             made = dict(zip(names, run_session(session, batch, names), strict=True))
-            return [read_probe(probe, made) for probe in probes]
+            return [read_wide(probe, made) if isinstance(probe, Wide) else read_probe(probe, made) for probe in probes]
 
         yield from several(read, batches, device.at_once)
