@@ -23,7 +23,7 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, collect, compare_outputs, size_of, unknown
 from onnxprune.numerics.agreement import accuracy
-from onnxprune.numerics.elimination import bound
+from onnxprune.numerics.threads import bound
 from onnxprune.opening import device_of, proof, tried
 from onnxprune.options import Options
 from onnxprune.report import FileReport, OutputAgreement

@@ -20,7 +20,7 @@ from weakref import WeakSet
 from threadpoolctl import threadpool_limits
 
 from onnxprune.errors import OnnxpruneError, RuntimeFailure, UsageError
-from onnxprune.numerics.elimination import LIMIT, allowed
+from onnxprune.numerics.threads import LIMIT, allowed
 from onnxprune.runtime.session import choose_device
 
 T = TypeVar("T")

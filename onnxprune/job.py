@@ -19,7 +19,7 @@ from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
-from onnxprune.numerics.elimination import LIMIT, allowed, bound
+from onnxprune.numerics.threads import LIMIT, allowed, bound
 from onnxprune.options import Options
 from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run

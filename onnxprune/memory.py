@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from onnxprune.errors import UsageError
-from onnxprune.numerics.elimination import allowed, there
+from onnxprune.numerics.threads import allowed, there
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.device_memory import free_on
 from onnxprune.runtime.pages import SPARE

@@ -10,7 +10,7 @@ from onnxprune.drawing import Taken
 from onnxprune.graph import model as files
 from onnxprune.graph import sparse
 from onnxprune.graph.doubt import doubt_of
-from onnxprune.numerics.elimination import allowed, bound
+from onnxprune.numerics.threads import allowed, bound
 from onnxprune.options import Options
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import choose_device, session_of

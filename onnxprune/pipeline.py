@@ -27,7 +27,7 @@ from onnxprune.halving import within_memory
 from onnxprune.judging import judge, unknown
 from onnxprune.masking import Decided, allocations, decide, masked
 from onnxprune.memory import memory_for
-from onnxprune.numerics.elimination import bound
+from onnxprune.numerics.threads import bound
 from onnxprune.opening import device_of, opened, proof, tried
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report

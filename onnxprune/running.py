@@ -21,8 +21,8 @@ from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, collect_in_stages
 from onnxprune.masking import Decided, Masked, decide, masked
 from onnxprune.memory import at_once
-from onnxprune.numerics.elimination import allowed
 from onnxprune.numerics.moments import Moments
+from onnxprune.numerics.threads import allowed
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.device import Device

@@ -17,6 +17,7 @@ from onnxprune.graph.planning import reads_of
 from onnxprune.graph.points import Point
 from onnxprune.numerics.agreement import divergence
 from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.threads import one_each, product
 
 STEPS = 33
 """Factors that are tried."""
@@ -53,6 +54,7 @@ def factor_of(weight: NDArray[np.float64], fit: Gram, held: Gram, x: NDArray[np.
     power, wanted = float(held.power(weight).sum()), float(held.yy.sum())
     if not 0 < power < wanted:
         return 1.0
-    swing = (x - fit.x_mean[0]) @ weight.T
+    with one_each() as (pool, _):
+        swing = product(pool, (x - fit.x_mean[0])[None], weight.T[None])[0]
     factors = np.linspace(1.0, np.sqrt(wanted / power), STEPS)
     return float(min(factors, key=lambda factor: divergence(z, fit.y_mean + factor * swing)))

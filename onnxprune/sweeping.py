@@ -29,7 +29,7 @@ from onnxprune.graph.doubt import blamed
 from onnxprune.halving import within_memory
 from onnxprune.judging import Outputs, compare_outputs, score, scored
 from onnxprune.masking import Decided
-from onnxprune.numerics.elimination import bound
+from onnxprune.numerics.threads import bound
 from onnxprune.opening import proof
 from onnxprune.options import ALLOCS, MEASURED, REPAIRS, Options
 from onnxprune.regimes import FALLEN, HOLDS, best_of, regimes_of

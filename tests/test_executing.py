@@ -25,7 +25,7 @@ from networks import samples, twins
 from onnxprune import Options
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.executing import each, executor_of, jobs_for
-from onnxprune.numerics.elimination import LIMIT, cores
+from onnxprune.numerics.threads import LIMIT, cores
 from onnxprune.resuming import known_rows
 from onnxprune.sweep_report import SweepReport, SweepRow
 from onnxprune.sweeping import Sweep, sweep

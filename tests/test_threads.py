@@ -17,8 +17,8 @@ from zoo import SUBJECTS
 
 from onnxprune import Options, job, prune
 from onnxprune.errors import UsageError
-from onnxprune.numerics import elimination, thinning
-from onnxprune.numerics.elimination import LIMIT, bound, cores
+from onnxprune.numerics import threads as ours
+from onnxprune.numerics.threads import LIMIT, bound, cores
 from onnxprune.opening import device_of
 from onnxprune.runtime import session as sessions
 from onnxprune.runtime import trial
@@ -30,7 +30,7 @@ BLAS = [library for library in threadpool_info() if library["user_api"] == "blas
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
     """What every session and every pool of threads was given while the test ran, and what BLAS may use beside them."""
     found: dict[str, set[Any]] = {"sessions": set(), "pools": set(), "blas": set()}
-    made, pool = sessions.ort.InferenceSession, elimination.ThreadPoolExecutor
+    made, pool = sessions.ort.InferenceSession, ours.ThreadPoolExecutor
 
     def session(source: Any, options: Any, **words: Any) -> Any:
         found["sessions"].add(options.intra_op_num_threads)
@@ -42,8 +42,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
         return pool(count)
 
     monkeypatch.setattr(sessions.ort, "InferenceSession", session)
-    monkeypatch.setattr(elimination, "ThreadPoolExecutor", executor)
-    monkeypatch.setattr(thinning, "ThreadPoolExecutor", executor)
+    monkeypatch.setattr(ours, "ThreadPoolExecutor", executor)
     return found
 
 
@@ -94,7 +93,7 @@ def test_one_and_two_threads_give_the_same_bytes_on_the_example(digits: Path) ->
 
 
 def test_there_are_never_more_threads_than_cores() -> None:
-    assert device_of(Options(sparsity=0.5, device="cpu", threads=10_000)).threads == elimination.allowed()
+    assert device_of(Options(sparsity=0.5, device="cpu", threads=10_000)).threads == ours.allowed()
     assert device_of(Options(sparsity=0.5, device="cpu")).threads == 0
 
 
@@ -129,7 +128,7 @@ def test_the_child_that_tries_a_model_gets_it_too(monkeypatch: pytest.MonkeyPatc
     )
     odd = SUBJECTS["einsum"]()
     prune(odd.model, dict(odd.samples), sparsity=0.5, device="cpu", threads=threads)
-    assert seen == [given or elimination.allowed()]
+    assert seen == [given or ours.allowed()]
 
 
 def test_a_negative_number_is_refused() -> None:

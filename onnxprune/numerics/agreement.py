@@ -59,8 +59,8 @@ def agreement(dense: NDArray[Any], pruned: NDArray[Any]) -> Agreement:
             continue
         cosines.append(_cosine(a, b))
         with np.errstate(over="ignore"):
-            signal += float(a @ a)
-            noise += float((a - b) @ (a - b))
+            signal += _dot(a, a)
+            noise += _dot(a - b, a - b)
     return Agreement(
         samples=len(dense),
         top1=_top1(dense, pruned) if classes else None,
@@ -106,7 +106,12 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     if largest_a == 0 or largest_b == 0:
         return float(largest_a == largest_b)
     a, b = a / largest_a, b / largest_b  # so that no square overflows or vanishes
-    return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1, 1))
+    return float(np.clip(_dot(a, b) / np.sqrt(_dot(a, a) * _dot(b, b)), -1, 1))
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """sum a b, the same for any number of threads: BLAS shares out long ones."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def _swing(dense: NDArray[Any], pruned: NDArray[Any]) -> float:

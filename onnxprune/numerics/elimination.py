@@ -11,19 +11,16 @@ in for each other: the smaller the steps, the better (docs/reconstruction.md has
 """
 
 import itertools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_info, threadpool_limits
+
+from onnxprune.numerics.threads import PARTS, one_each, shared
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-PARTS = 2
-"""Tasks a thread in a step."""
 SMALL = 48
 """Rows of a half below which LAPACK inverts a matrix."""
 
@@ -70,8 +67,8 @@ def eliminate(
         w -= (turn @ w[now]) @ fresh
         spreads[c] -= np.einsum("bn,bn->n", fresh, fresh)
 
-    trail, threads = [], cores()
-    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):  # BLAS threads beside ours would wait by spinning
+    trail = []
+    with one_each() as (pool, threads):
         shared(pool, PARTS * threads, begin, np.arange(C))
         for size in sizes:
             there = np.flatnonzero(~gone)
@@ -106,24 +103,6 @@ def least(values: Floats, count: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(taken)
 
 
-def shared(pool: ThreadPoolExecutor, tasks: int, work: Callable[[int], None], channels: npt.NDArray[np.intp]) -> None:
-    """Do the work for every channel, in so many tasks: with a task each, 256 channels of 320 weights took 2.1 s in place of 1.6."""
-
-    def run(part: npt.NDArray[np.intp]) -> None:
-        for c in part.tolist():
-            work(c)
-
-    for _ in pool.map(run, np.array_split(channels, max(1, min(len(channels), tasks)))):
-        pass
-
-
-def side_by_side(work: Callable[[int], None], channels: npt.NDArray[np.intp]) -> None:
-    """`shared` in threads of its own, beside which BLAS has none: these would wait by spinning."""
-    threads = cores()
-    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
-        shared(pool, PARTS * threads, work, channels)
-
-
 def inverse(A: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The inverse of a symmetric positive definite matrix, by halves: products are several times as fast as LAPACK's inverse."""
     half = len(A) // 2
@@ -138,36 +117,3 @@ def inverse(A: npt.NDArray[Any]) -> npt.NDArray[Any]:
     made[half:, :half] = made[:half, half:].T
     made[:half, :half] = first - made[:half, half:] @ across.T
     return made
-
-
-LIMIT = "ONNXPRUNE_THREADS"
-"""The environment variable that holds how many threads this process computes with at most."""
-
-
-def cores() -> int:
-    """How many threads to compute with: a core each of those that this process may use, and no more than BLAS may have.
-
-    So what bounds BLAS (threadpoolctl, OPENBLAS_NUM_THREADS) bounds the threads that take its place too.
-    """
-    return min([allowed(), *(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")])
-
-
-def bound(threads: int) -> int | None:
-    """How many threads BLAS may have where so many are asked for, 0 for as many as there are: None where nothing limits them."""
-    return min(threads or allowed(), allowed()) if threads or _told() else None
-
-
-def allowed() -> int:
-    """How many cores this process may use, by its affinity and by `LIMIT`."""
-    return max(1, min(there(), _told() or there()))
-
-
-def there() -> int:
-    """How many cores this process may use by its affinity alone."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _told() -> int | None:
-    """What `LIMIT` says, None where it says nothing."""
-    told = os.environ.get(LIMIT, "")
-    return max(1, int(told)) if told.isdigit() else None

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.numerics.moments import Moments
+from onnxprune.numerics.threads import one_each, product
 
 ROUNDING = 2.0**-46
 """What is left of equal sums where they should cancel: some hundred roundings of float64."""
@@ -53,6 +54,7 @@ class Products:
         mean = self.sums / self.count
         with np.errstate(over="ignore", invalid="ignore"):  # sums that overflowed stay infinite or NaN, and are seen later
             about = self.products - np.outer(self.sums, mean)
-            spread = np.einsum("ck,ck->c", factors @ about, factors)
-            most = (np.abs(factors) @ np.sqrt(np.diag(self.products))) ** 2  # of sum y^2
-            return Moments(self.count, factors @ mean + bias, np.where(spread <= ROUNDING * most, 0.0, spread))
+            with one_each() as (pool, _):
+                spread = np.einsum("ck,ck->c", product(pool, factors[None], about[None])[0], factors)
+            most = np.einsum("ck,k->c", np.abs(factors), np.sqrt(np.diag(self.products))) ** 2  # of sum y^2
+            return Moments(self.count, np.einsum("ck,k->c", factors, mean) + bias, np.where(spread <= ROUNDING * most, 0.0, spread))

@@ -9,18 +9,22 @@ and the bias makes the output's mean the dense one: b = mean y - w . mean x. The
 Related: AdaPrune (arXiv 2102.08124), OBC (2208.11580), SparseGPT (2301.00774).
 """
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.elimination import Bools, Floats, side_by_side
+from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.supports import schedule, sizes_of
 from onnxprune.numerics.thinning import right_side, solve, thin
+from onnxprune.numerics.threads import one_each, product, side_by_side
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
+SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
 RIDGE = 1e-2
 RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
@@ -49,7 +53,7 @@ class Gram:
     def from_batch(cls, x: npt.NDArray[Any], y: npt.NDArray[Any], groups: int = 1) -> Self:
         """The moments of a batch. x: (rows, g * K), y: (rows, C), float32 or float64, columns group after group.
 
-        Float32 rows are centred by their float64 mean and multiplied in float32, `ROWS` at a time; sums are float64.
+        Float32 rows are centred by their float64 mean and multiplied in float32, `ROWS` at a time, by a thread; sums are float64.
         """
         rows, width = x.shape
         if y.ndim != 2 or len(y) != rows or width % groups or y.shape[1] % groups:
@@ -58,20 +62,19 @@ class Gram:
         x_mean = x.mean(0, dtype=np.float64) if rows else np.zeros(width)
         y_mean = y.mean(0, dtype=np.float64) if rows else np.zeros(C)
         xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
-            apart = np.empty((min(ROWS, rows), width), x.dtype)  # used again: new pages take as long as the differences
-            square = np.empty((K, K) if groups == 1 else 0, x.dtype)
+        middle, level = x_mean.astype(x.dtype), y_mean.astype(y.dtype)
+        apart = np.empty((min(ROWS, rows), width), x.dtype)  # used again: new pages take as long as the differences
+        with one_each() as (pool, _):
             for at in range(0, rows, ROWS):
-                a, b = apart[: rows - at], y[at : at + ROWS] - y_mean.astype(y.dtype)
-                np.subtract(x[at : at + ROWS], x_mean.astype(x.dtype), out=a)
-                yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
-                if groups == 1:
-                    xx[0] += np.matmul(a.T, a, out=square)
-                    xy[0] += a.T @ b
-                else:
-                    left = np.ascontiguousarray(a.reshape(-1, groups, K).transpose(1, 2, 0))
-                    xx += left @ left.transpose(0, 2, 1)
-                    xy += left @ b.reshape(-1, groups, C // groups).transpose(1, 0, 2)
+                a, b = apart[: rows - at], y[at : at + ROWS] - level
+                np.subtract(x[at : at + ROWS], middle, out=a)
+                with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
+                    yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
+                add_products(pool, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
+        for g, first in itertools.product(range(groups), range(0, K, SIDE)):  # below the diagonal as above it
+            beside = xx[g, first : first + SIDE, first:]
+            beside[:, :SIDE] = np.triu(beside[:, :SIDE]) + np.triu(beside[:, :SIDE], 1).T
+            xx[g, first + SIDE :, first : first + SIDE] = beside[:, SIDE:].T
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
     def merge(self, other: Self, *, overwrite: bool = False) -> Self:
@@ -94,14 +97,15 @@ class Gram:
     def shift(self, weight: Floats) -> Floats:
         """The bias (C,) with which ``weight`` (C, K) gives the mean of y."""
         g, K = self.x_mean.shape
-        return np.asarray(self.y_mean - (weight.reshape(g, -1, K) @ self.x_mean[:, :, None]).ravel())
+        return np.asarray(self.y_mean - np.einsum("gck,gk->gc", weight.reshape(g, -1, K), self.x_mean).ravel())
 
     def power(self, weight: Floats) -> Floats:
         """sum (w (x - x_mean))^2 for every channel (C,) of ``weight`` (C, K): w xx w'."""
         g, K = self.x_mean.shape
         w = weight.reshape(g, -1, K)
         if np.count_nonzero(w) > SPARSE * w.size:
-            return np.asarray(np.einsum("gck,gck->gc", w @ self.xx, w).ravel())
+            with one_each() as (pool, _):
+                return np.asarray(np.einsum("gck,gck->gc", product(pool, w, self.xx), w).ravel())
         made = np.zeros(len(weight))
 
         def gather(c: int) -> None:
@@ -123,6 +127,30 @@ class Gram:
         left = max(0.0, float(counts @ inner)) + self.count * float(counts @ (self.shift(weight) - shift) ** 2)
         total = float(counts @ self.yy)
         return left / total if total > 0 else (0.0 if left == 0 else np.inf)
+
+
+def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+    """Add x x' and x y' of rows to sums of them: a (R, g, K), b (R, g, n); xx (g, K, K), on and above its diagonal, and xy (g, K, n).
+
+    In a block of `one_each`.
+    """
+    groups, K = a.shape[1:]
+    left, right = a.transpose(1, 0, 2), b.transpose(1, 0, 2)
+    if K <= SIDE:
+        left = np.ascontiguousarray(left)
+        parts = [(slice(at, at + FEW), slice(K)) for at in range(0, groups, FEW)]
+    else:
+        parts = [(slice(g, g + 1), slice(at, at + SIDE)) for g in range(groups) for at in range(0, K, SIDE)]
+
+    def block(part: tuple[slice, slice]) -> None:
+        some, rows = part
+        with np.errstate(over="ignore", invalid="ignore"):
+            turned = left[some, :, rows].transpose(0, 2, 1)
+            xx[some, rows, rows.start :] += turned @ left[some, :, rows.start :]
+            xy[some, rows] += turned @ right[some]
+
+    for _ in pool.map(block, parts):
+        pass
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import AllocationError
-from onnxprune.numerics.elimination import cores
 from onnxprune.numerics.masks import magnitude
+from onnxprune.numerics.threads import cores
 
 STEP = 4096
 """Ranks from one kept score to the next: 3e9 weights leave 18 MB."""

@@ -7,18 +7,16 @@ target there is what the layer gives now, cut to its side: t = z inside, min(now
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from onnxprune.numerics.elimination import cores
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.repair import ROUNDING, match_channel
+from onnxprune.numerics.threads import one_each
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -50,7 +48,7 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
         squares = np.einsum("rc,rc->c", target, target, dtype=np.float64)
         return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), squares
 
-    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):
+    with one_each() as (pool, _):
         for cross, sums, squares in pool.map(part, range(count)):
             xy += cross
             moves += sums
@@ -137,4 +135,5 @@ def output_moments(gram: Gram, weight: Floats, power: Floats | None = None) -> M
     """The moments of weight @ x over the rows whose moments are given; ``power``: gram.power of the weight, where it is known."""
     groups, K = gram.x_mean.shape
     blocks = weight.reshape(groups, -1, K)
-    return Moments(gram.count, (blocks @ gram.x_mean[:, :, None]).ravel(), np.maximum(gram.power(weight) if power is None else power, 0.0))
+    mean = np.einsum("gck,gk->gc", blocks, gram.x_mean).ravel()
+    return Moments(gram.count, mean, np.maximum(gram.power(weight) if power is None else power, 0.0))

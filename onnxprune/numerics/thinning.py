@@ -17,14 +17,13 @@ Two solvers of (1), chosen by their cost:
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
-from onnxprune.numerics.elimination import Bools, Floats, cores, eliminate
+from onnxprune.numerics.elimination import Bools, Floats, eliminate
+from onnxprune.numerics.threads import one_each, product
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
@@ -90,12 +89,6 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     group = np.arange(C) // (C // len(G))
     weight = np.zeros((C, K))
     sizes = mask.sum(1)
-    for g in np.unique(group[sizes == K]):
-        whole = (sizes == K) & (group == g)
-        A = G[g] / rows
-        A.reshape(-1)[:: K + 1] += lam[g]
-        weight[whole] = np.linalg.solve(A, rhs[whole].T).T
-        del A
     order = np.flatnonzero((sizes > 0) & (sizes < K))
     order = order[np.argsort(-sizes[order], kind="stable")]
     batches: list[npt.NDArray[np.intp]] = []
@@ -104,6 +97,12 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
         count = min(int((sizes[order] == n).sum()), max(1, CHUNK // (n * n)))
         batches.append(order[:count])
         order = order[count:]
+
+    def fill_whole(g: int) -> None:
+        whole = (sizes == K) & (group == g)
+        A = G[g] / rows
+        A.reshape(-1)[:: K + 1] += lam[g]
+        weight[whole] = np.linalg.solve(A, rhs[whole].T).T
 
     def fill(batch: npt.NDArray[np.intp]) -> None:
         n = int(sizes[batch[0]])
@@ -116,7 +115,9 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
 
     # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
-    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1, "blas"):
+    with one_each() as (pool, _):
+        for _ in pool.map(fill_whole, np.unique(group[sizes == K])):
+            pass
         for _ in pool.map(fill, batches):
             pass
     return weight
@@ -137,24 +138,25 @@ def solve_iterative(
     scale = np.einsum("gkk->gk", G)[:, None, :] + shift
     W = start.reshape(shape).astype(np.float32) * m
     b = rhs.reshape(shape).astype(np.float32) * m
-    r = b - (W @ G + shift * W) * m
-    z = r / scale
-    p = z.copy()
-    rz = np.einsum("gck,gck->gc", r, z)
-    enough = tolerance**2 * np.einsum("gck,gck->gc", b, b / scale)
     tiny = np.float32(1e-30)
-    for _ in range(iterations):
-        if (rz <= enough).all():
-            break
-        q = (p @ G + shift * p) * m
-        step = (rz / (np.einsum("gck,gck->gc", p, q) + tiny))[:, :, None]
-        W += step * p
-        r -= step * q
-        np.divide(r, scale, out=z)
-        new = np.einsum("gck,gck->gc", r, z)
-        p *= (new / (rz + tiny))[:, :, None]
-        p += z
-        rz = new
+    with one_each() as (pool, _):
+        r = b - (product(pool, W, G) + shift * W) * m
+        z = r / scale
+        p = z.copy()
+        rz = np.einsum("gck,gck->gc", r, z)
+        enough = tolerance**2 * np.einsum("gck,gck->gc", b, b / scale)
+        for _ in range(iterations):
+            if (rz <= enough).all():
+                break
+            q = (product(pool, p, G) + shift * p) * m
+            step = (rz / (np.einsum("gck,gck->gc", p, q) + tiny))[:, :, None]
+            W += step * p
+            r -= step * q
+            np.divide(r, scale, out=z)
+            new = np.einsum("gck,gck->gc", r, z)
+            p *= (new / (rz + tiny))[:, :, None]
+            p += z
+            rz = new
     return W.reshape(C, K).astype(np.float64)
 
 
@@ -232,12 +234,12 @@ def thin(
         if fine and step == len(sizes) - 1:
             break
         weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE, mean=mean)
-        gains.append(float(np.vdot(rhs - pull * (2.0 * w0 - weight), weight)))
+        gains.append(float(np.sum((rhs - pull * (2.0 * w0 - weight)) * weight)))
     del mean
     if fine:
         first = mask
         mask, weight, trail = eliminate(G, rhs, lam, mask, alive, fine, rows)
         a, b = rhs[first], (pull * w0)[first]
         level = np.broadcast_to(pull, w0.shape)[first]
-        gains += [float(np.dot(a - 2.0 * b + level * w, w)) for w in trail]
+        gains += [float(np.sum((a - 2.0 * b + level * w) * w)) for w in trail]
     return mask, weight, gains

@@ -127,7 +127,7 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    told = os.environ.get("ONNXPRUNE_THREADS", "")  # as numerics.elimination.cores reads it
+    told = os.environ.get("ONNXPRUNE_THREADS", "")  # as numerics.threads.cores reads it
     options.intra_op_num_threads = device.threads or (int(told) if told.isdigit() else 0)
     if lean:
         options.enable_cpu_mem_arena = arena

@@ -1,0 +1,85 @@
+"""Products by threads of our own: right, and the same bits for any number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from onnxprune.numerics import threads
+from onnxprune.numerics.products import Products
+from onnxprune.numerics.reconstruct import Gram, reconstruct
+from onnxprune.numerics.threads import cores, one_each, product
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("groups", "rows", "width", "columns"), [(1, 1, 1, 1), (1, 200, 70, 90), (3, 130, 65, 64), (5, 2, 3, 4), (1, 0, 7, 5)]
+)
+def test_a_product(groups: int, rows: int, width: int, columns: int, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = RNG.normal(size=(groups, rows, width)).astype(kind), RNG.normal(size=(groups, width, columns)).astype(kind)
+    wanted = np.einsum("gnk,gkm->gnm", left.astype(np.float64), right.astype(np.float64))
+    for least in (1, threads.LEAST):
+        monkeypatch.setattr(threads, "LEAST", least)
+        with one_each() as (pool, count):
+            found = product(pool, left, right)
+        assert (found.dtype, found.shape, count) == (kind, wanted.shape, cores())
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=70 * 20 * np.finfo(kind).eps)  # sums of 70 products of at most 20
+
+
+def test_blas_has_one_thread_meanwhile_and_as_many_as_before_afterwards() -> None:
+    with threadpool_limits(2, "blas"):
+        before = cores()
+        with one_each() as (_, count):
+            assert (count, cores()) == (before, 1)
+        assert cores() == before
+        with pytest.raises(KeyError), one_each():
+            raise KeyError
+        assert cores() == before
+
+
+# Inputs and outputs of one group, and groups; on both sides of SIDE, and with a rest of a few columns.
+LAYERS = [(27, 64, 1), (150, 40, 1), (576, 64, 1), (9, 64, 64), (144, 64, 4)]
+
+
+def rows_of(inputs: int, outputs: int, groups: int) -> tuple[Any, Any, Any]:
+    """Rows x and y of a layer, and its weight."""
+    x = RNG.normal(size=(5000, groups * inputs)).astype(np.float32)
+    x += x[:, ::-1] / 2
+    weight = RNG.normal(size=(outputs, inputs)).astype(np.float32)
+    return x, RNG.normal(size=(5000, outputs)).astype(np.float32) + x[:, :1], weight
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), LAYERS)
+def test_moments_against_float64(inputs: int, outputs: int, groups: int) -> None:
+    x, y, _ = rows_of(inputs, outputs, groups)
+    found = Gram.from_batch(x, y, groups)
+    a = (x - x.mean(0, dtype=np.float64)).reshape(len(x), groups, inputs)
+    b = (y - y.mean(0, dtype=np.float64)).reshape(len(y), groups, outputs // groups)
+    # float32 products of two blocks of rows, of size 5000: their root times 2^-24 of it in practice
+    np.testing.assert_allclose(found.xx, np.einsum("rgk,rgl->gkl", a, a), rtol=1e-5, atol=5e-3)
+    np.testing.assert_allclose(found.xy, np.einsum("rgk,rgc->gkc", a, b), rtol=1e-5, atol=5e-3)
+    np.testing.assert_array_equal(found.xx, found.xx.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), LAYERS)
+def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, groups: int) -> None:
+    """OpenBLAS's own threads do not on a CPU without AVX-512."""
+    x, y, weight = rows_of(inputs, outputs, groups)
+    found: list[list[Any]] = []
+    for count in (1, 2):
+        with threadpool_limits(count, "blas"):
+            fit, held = (Gram.from_batch(x[part], y[part], groups) for part in (slice(4000), slice(4000, None)))
+            made = [fit.xx, fit.xy, fit.power(weight.astype(np.float64))]
+            for keep in (0.2, 0.7, 1.0):
+                solved = reconstruct(fit, held, weight, int(weight.size * keep))
+                made += [solved.weight, solved.shift, solved.curve, solved.error_after]
+            mean = fit.x_mean[0]
+            moments = Products(4000, 4000 * mean, fit.xx[0] + 4000 * np.outer(mean, mean)).moments(weight, np.zeros(outputs))
+            found.append([*made, moments.mean, moments.m2])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
