@@ -15,13 +15,13 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # the numbers of mallopt(3)
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8  # the numbers of mallopt(3)
 MIB = 1 << 20
 RETURNED = {MMAP_THRESHOLD: 4 * MIB, TRIM_THRESHOLD: 8 * MIB}
 """Large blocks have pages of their own, and go back to the system when they are freed."""
-KEPT = {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 1024 * MIB, ARENA_MAX: 1}
-"""One heap, of which a GiB may lie idle at its end."""
-USUAL = {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB, ARENA_MAX: 0}
+KEPT = {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 1024 * MIB, MMAP_MAX: 0, ARENA_MAX: 1}
+"""One heap for all, of which a GiB may lie idle at its end."""
+USUAL = {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB, MMAP_MAX: 65536, ARENA_MAX: 0}
 """What glibc would come to by itself, on a machine of 64 bits."""
 
 
