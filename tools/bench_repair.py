@@ -58,21 +58,20 @@ def row(name: str, repeat: int, count: int, options: list[str]) -> tuple[str, st
         words = [str(path), "--sparsity", "0.95", "--samples", str(count), "--device", "cpu"]
         words += ["-q", "--force", "-o", str(target), "--report", str(report), *reference.calib_options(name), *options]
         command = [sys.executable, "-m", "onnxprune", *words]
-        timed(command)  # warms the disk cache, and makes the pruned model
+        peak = peak_of(command)  # warms the disk cache too, and makes the pruned model
         batches = load(name, path, count)
-        floors, ours, peaks, phases = [], [], [], []
+        floors, ours, phases = [], [], []
         for _ in range(repeat):
             floors.append(np.add(forward(path, batches), forward(target, batches)))
-            *seconds, peak = timed(command)
+            seconds = timed(command)
             ours.append(seconds)
-            peaks.append(peak)
             told = json.loads(report.read_text())["seconds"]
             phases.append({"start": seconds[0] - told["total"], **told})
         parts = bench_parts.measured(words) | {"reductions in one pass": bench_parts.reductions(path, batches)}
     (floor, floor_cpu), (own, own_cpu) = np.median(floors, axis=0), np.median(ours, axis=0)
     where = ", ".join(f"{phase} {statistics.median(entry[phase] for entry in phases):.2f}" for phase in phases[0])
     times = f"{floor:.2f} | {own:.2f} | {own / floor:.2f} | {floor_cpu:.2f} | {own_cpu:.2f} | {own_cpu / floor_cpu:.2f}"
-    return f"| {name} | {times} | {max(peaks) / 1e6:.0f} | {where} |", ", ".join(f"{part} {cpu:.2f}" for part, cpu in parts.items())
+    return f"| {name} | {times} | {peak / 1e6:.0f} | {where} |", ", ".join(f"{part} {cpu:.2f}" for part, cpu in parts.items())
 
 
 def load(name: str, path: Path, count: int) -> list[dict[str, np.ndarray]]:
@@ -98,17 +97,33 @@ def forward(path: Path, batches: list[dict[str, np.ndarray]]) -> tuple[float, fl
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def timed(command: list[str]) -> tuple[float, float, int]:
-    """Wall and CPU seconds (those of its children too) and peak resident bytes of a command."""
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
+def peak_of(command: list[str]) -> int:
+    """Peak resident bytes of a command. It is begun by a small process, as Linux counts what its parent held at that time."""
+    ran = subprocess.run([sys.executable, "-c", PEAK, *command], env=compiled(), check=True, stdout=subprocess.PIPE, text=True)
+    return int(ran.stdout.splitlines()[-1])
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a command, those of its children too."""
     start = time.perf_counter()
-    # As from an installed package: its modules are compiled, by the first run at the latest.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(command, env=env)
+    process = subprocess.Popen(command, env=compiled())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+
+
+def compiled() -> dict[str, str]:
+    """The environment of a command whose modules are compiled, by the first run at the latest, as from an installed package."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 if __name__ == "__main__":
