@@ -149,7 +149,7 @@ def test_schedules_fall_to_the_asked_count(keep, extra, factor, start):
     assert steps[-1] == keep
     assert all(a > b for a, b in itertools.pairwise(steps))
     assert len(steps) == 1 or steps[0] < size
-    assert steps[0] <= max(keep, round(start * keep))
+    assert steps[0] <= max(keep, start * keep + 0.5001)  # the nearest integer; a half may go up or down
 
 
 def test_schedule_by_hand():
