@@ -63,7 +63,7 @@ def row(name: str, repeat: int, count: int, options: list[str]) -> tuple[str, st
         floors, ours, phases = [], [], []
         for _ in range(repeat):
             floors.append(np.add(forward(path, batches), forward(target, batches)))
-            seconds = timed(command)
+            *seconds, _ = timed(command)
             ours.append(seconds)
             told = json.loads(report.read_text())["seconds"]
             phases.append({"start": seconds[0] - told["total"], **told})
@@ -110,15 +110,15 @@ def peak_of(command: list[str]) -> int:
     return int(ran.stdout.splitlines()[-1])
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a command, those of its children too."""
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """Wall and CPU seconds (those of its children too) and peak resident bytes of a command, or those of this process if they are more."""
     start = time.perf_counter()
     process = subprocess.Popen(command, env=compiled())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def compiled() -> dict[str, str]:
