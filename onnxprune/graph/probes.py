@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 Groups = tuple[int, NDArray[Any], NDArray[Any]]
-"""Size of a group, and mean and centred sum of squares of every group and channel, float32 or float64 (groups, channels)."""
+"""Size of a group, and mean and centred sum of squares of every group and channel, float32 or float64 (groups, channels).
+
+For a `graph.wide.Wide`: how many positions, sums and products."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,23 @@ class Probe:
         return math.prod(shape) // max(self.channels * groups, 1)
 
 
+def add_node(graph: gs.Graph, stem: str, op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Variable:
+    """What a new node of the graph makes, named after ``stem``."""
+    made = gs.Variable(f"{stem}::{op}{len(graph.nodes)}")
+    graph.nodes.append(gs.Node(op, attrs=attributes, inputs=list(inputs), outputs=[made]))
+    return made
+
+
+def beside(graph: gs.Graph, outputs: Iterable[tuple[gs.Variable, str, int]]) -> onnx.GraphProto:
+    """The graph to put beside a model's nodes; ``outputs`` are its tensors, their names and their onnx.TensorProto.DataType."""
+    for tensor, name, kind in outputs:
+        tensor.name, tensor.dtype = name, kind
+        graph.outputs.append(tensor)
+    made: onnx.GraphProto = gs.export_onnx(graph).graph
+    made.ClearField("name")  # it goes into a graph that has one
+    return made
+
+
 @functools.lru_cache(4096)
 def probe_graph(probe: Probe, opset: int, *, one_node: bool = False) -> onnx.GraphProto:
     """The nodes, initializers and outputs that compute a probe; what they make is named after its tensor. Not to be changed.
@@ -65,11 +85,7 @@ def probe_graph(probe: Probe, opset: int, *, one_node: bool = False) -> onnx.Gra
     """
     graph = gs.Graph(opset=opset)
     source = gs.Variable(probe.tensor)
-
-    def node(op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Variable:
-        made = gs.Variable(f"{probe.tensor}::{op}{len(graph.nodes)}")
-        graph.nodes.append(gs.Node(op, attrs=attributes, inputs=list(inputs), outputs=[made]))
-        return made
+    node = functools.partial(add_node, graph, probe.tensor)
 
     def numbers(name: str, *values: int) -> gs.Constant:
         return gs.Constant(f"{probe.tensor}::{name}", np.array(values, np.int64))
@@ -87,12 +103,7 @@ def probe_graph(probe: Probe, opset: int, *, one_node: bool = False) -> onnx.Gra
         source = node("Cast", source, to=kind)
 
     def given(mean: gs.Variable, spread: gs.Variable) -> onnx.GraphProto:
-        graph.outputs = [mean, spread, shape]
-        for tensor, name in zip(graph.outputs, probe.outputs, strict=True):
-            tensor.name, tensor.dtype = name, onnx.TensorProto.INT64 if tensor is shape else kind
-        made: onnx.GraphProto = gs.export_onnx(graph).graph
-        made.ClearField("name")  # it goes into a graph that has one
-        return made
+        return beside(graph, zip((mean, spread, shape), probe.outputs, (kind, kind, onnx.TensorProto.INT64), strict=True))
 
     if one_node and probe.axis == 1 and opset >= 14:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)

@@ -9,6 +9,7 @@ are run again by the stages behind (graph.cheap), run once less.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 from onnxprune.graph.cheap import WORK
 from onnxprune.graph.planning import Plan
 from onnxprune.graph.points import Point
+from onnxprune.graph.probes import Groups, add_node, beside
 from onnxprune.graph.tensors import Constants
 from onnxprune.graph.walk import CORE, opset_of
 
-Sums = tuple[int, NDArray[Any], NDArray[Any]]
-"""How many positions there are, the sums of the channels (K,) and of the products of every two (K, K), float64."""
 FACTOR = 2
 """How many times as many channels as it reads a convolution has to give."""
+PLAIN = {"group": 1, "strides": 1, "pads": 0}
+"""What these attributes have to be, where they are given."""
 OPSET = 13
 """The first operator set whose graphs are written here."""
 
@@ -50,8 +52,8 @@ class Wide:
         """Graph outputs, which `read` reads: products (K, K) and sums (K,), float64, and the tensor's shape, int64."""
         return (f"{self.target}::products", f"{self.target}::sums", f"{self.target}::positions")
 
-    def read(self, products: NDArray[Any], sums: NDArray[Any], shape: NDArray[np.int64]) -> Sums:
-        """What the outputs hold, in the order of numerics.products."""
+    def read(self, products: NDArray[Any], sums: NDArray[Any], shape: NDArray[np.int64]) -> Groups:
+        """What the outputs hold: how many positions there are, the sums of the channels (K,), and the products (K, K), float64."""
         return int(np.prod(np.delete(shape, 1))), sums, products
 
     def parameters(self, constants: Constants) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -69,9 +71,7 @@ def wide(constants: Constants, plan: Plan, point: Point) -> Wide | None:
     if node.op_type != "Conv" or node.domain not in CORE or not {*filter(None, node.input[1:])} <= plan.stored.keys():
         return None
     dims = constants.shape(node.input[1])
-    told = {entry.name: entry for entry in node.attribute}
-    plain = all(told[name].i == 1 for name in ("group",) if name in told)
-    plain &= all(set(told[name].ints) <= {value} for name, value in (("strides", 1), ("pads", 0)) if name in told)
+    plain = all(set(entry.ints or [entry.i]) == {PLAIN[entry.name]} for entry in node.attribute if entry.name in PLAIN)
     kinds = {constants.data_type(name) for name in node.input[1:] if name}
     if not plain or set(dims[2:]) != {1} or kinds != {onnx.TensorProto.FLOAT} or dims[0] < FACTOR * dims[1]:
         return None
@@ -80,24 +80,16 @@ def wide(constants: Constants, plan: Plan, point: Point) -> Wide | None:
     return Wide(node.input[0], dims[1], len(dims), point.tensor, node.input[1], node.input[2] if len(node.input) > 2 else "")
 
 
+@functools.lru_cache(4096)
 def wide_graph(wide: Wide, opset: int) -> onnx.GraphProto:
-    """The nodes, initializers and outputs that compute the sums; what they make is named after the target."""
+    """The nodes, initializers and outputs that compute the sums; what they make is named after the target. Not to be changed."""
     graph = gs.Graph(opset=opset)
     source = gs.Variable(wide.tensor)
-
-    def node(op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Variable:
-        made = gs.Variable(f"{wide.target}::{op}{len(graph.nodes)}")
-        graph.nodes.append(gs.Node(op, attrs=attributes, inputs=list(inputs), outputs=[made]))
-        return made
-
+    node = functools.partial(add_node, graph, wide.target)
     shape = node("Shape", source)
     rows = node("Flatten", node("Transpose", source, perm=[1, 0, *range(2, wide.rank)]), axis=1)  # a Reshape to -1 takes no empty tensor
     rows = node("Cast", rows, to=onnx.TensorProto.DOUBLE)
     products = node("Gemm", rows, rows, transB=1)
     sums = node("ReduceSum", rows, gs.Constant(f"{wide.target}::axis", np.array([1])), keepdims=0)
-    for tensor, name, kind in zip((products, sums, shape), wide.outputs, ("DOUBLE", "DOUBLE", "INT64"), strict=True):
-        tensor.name, tensor.dtype = name, onnx.TensorProto.DataType.Value(kind)
-    graph.outputs = [products, sums, shape]
-    made: onnx.GraphProto = gs.export_onnx(graph).graph
-    made.ClearField("name")  # it goes into a graph that has one
-    return made
+    kinds = (onnx.TensorProto.DOUBLE, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64)
+    return beside(graph, zip((products, sums, shape), wide.outputs, kinds, strict=True))

@@ -9,7 +9,6 @@ and the bias makes the output's mean the dense one: b = mean y - w . mean x. The
 Related: AdaPrune (arXiv 2102.08124), OBC (2208.11580), SparseGPT (2301.00774).
 """
 
-import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +52,8 @@ class Gram:
     def from_batch(cls, x: npt.NDArray[Any], y: npt.NDArray[Any], groups: int = 1) -> Self:
         """The moments of a batch. x: (rows, g * K), y: (rows, C), float32 or float64, columns group after group.
 
-        Float32 rows are centred by their float64 mean and multiplied in float32, `ROWS` at a time, by a thread; sums are float64.
+        Float32 rows are centred by their float64 mean and multiplied in float32, `ROWS` at a time, `SIDE` columns by a thread; the sums
+        are float64.
         """
         rows, width = x.shape
         if y.ndim != 2 or len(y) != rows or width % groups or y.shape[1] % groups:
@@ -71,10 +71,10 @@ class Gram:
                 with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
                     yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
                 add_products(pool, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
-        for g, first in itertools.product(range(groups), range(0, K, SIDE)):  # below the diagonal as above it
-            beside = xx[g, first : first + SIDE, first:]
-            beside[:, :SIDE] = np.triu(beside[:, :SIDE]) + np.triu(beside[:, :SIDE], 1).T
-            xx[g, first + SIDE :, first : first + SIDE] = beside[:, SIDE:].T
+        for first in range(0, K, SIDE):  # below the diagonal as above it
+            beside = xx[:, first : first + SIDE, first:]
+            beside[:, :, :SIDE] = np.triu(beside[:, :, :SIDE]) + np.triu(beside[:, :, :SIDE], 1).transpose(0, 2, 1)
+            xx[:, first + SIDE :, first : first + SIDE] = beside[:, :, SIDE:].transpose(0, 2, 1)
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
     def merge(self, other: Self, *, overwrite: bool = False) -> Self:

@@ -8,8 +8,9 @@ The mean is taken away twice, as float32 sums of thousands of rows give it to fi
 and their float64 sum is the mean. Callers add the moments of several calls in float64; up to `ROWS` rows go into one call, since float32
 sums of more lose digits, and fewer would move a K-by-K matrix for every small batch.
 
-On the CPU numpy is faster: its x' x is BLAS's syrk, half the work of the full product. Milliseconds for all the moments of 8192 rows with
-64 outputs, numerics' Gram.from_batch (OpenBLAS) against this graph, best of five, a Xeon with AVX-512 (two cores: while others used them):
+On the CPU numpy is faster: its x' x is made on one side of the diagonal, half the work of the full product. Milliseconds for all moments
+of 8192 rows with 64 outputs, numerics' Gram.from_batch (OpenBLAS, by its syrk) against this graph, best of five, a Xeon with AVX-512 (two
+cores: while others used them):
 
     K       one core: BLAS   graph      two cores: BLAS   graph
     576                 74     125                   60      75

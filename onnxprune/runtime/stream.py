@@ -21,7 +21,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.graph import stages
 from onnxprune.graph.planning import plan
 from onnxprune.graph.probes import Groups, Probe
-from onnxprune.graph.wide import Sums, Wide
+from onnxprune.graph.wide import Wide
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import as_array, open_session, run_bound, run_session, session_of, to_device
 from onnxprune.runtime.several import several
@@ -64,21 +64,21 @@ class Stream:
     def advance(self, probe: Probe) -> list[Groups]:
         """The statistics of the probe's tensor, one entry a batch, with every earlier adjustment in force."""
         self._reach(probe.tensor)
-        made = self._step(self.plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
+        made = self._walk(self.plan.producer.get(probe.tensor, -1) + 1, probe.outputs, [probe])
         return [read_probe(probe, batch) for batch in made]
 
     def ahead(self, tensor: str) -> bool:
         """True for a tensor whose node has not run yet: it will with the parameters that it has by then."""
         return self.plan.producer.get(tensor, -1) >= self._stop
 
-    def sums(self, wide: Wide) -> Iterator[Sums]:
+    def sums(self, wide: Wide) -> Iterator[Groups]:
         """Batch by batch the sums that give the statistics of its target, which is ahead, with every earlier adjustment in force.
 
         To be gone through.
         """
         self._reach(wide.target)
         for made in self._walk(self.plan.producer[wide.target], wide.outputs, [wide]):
-            yield read_wide(wide, made)
+            yield read_probe(wide, made)
 
     def values(self, tensors: Sequence[str], stop: int = 0) -> list[dict[str, Live]]:
         """The named tensors, one entry a batch, once the nodes before number ``stop`` have run.
@@ -88,16 +88,13 @@ class Stream:
         for tensor in tensors:
             self._reach(tensor)
         behind = max((self.plan.producer.get(tensor, -1) + 1 for tensor in tensors), default=0)
-        return self._step(max(stop, behind), tensors, [])
+        return list(self._walk(max(stop, behind), tensors, []))
 
     def _reach(self, tensor: str) -> None:
         """Drop the target, and those before it, from what is still to come."""
         if tensor not in self._targets:
             raise ValueError(f"{tensor}: was not announced as a target")
         self._targets = self._targets[self._targets.index(tensor) + 1 :]
-
-    def _step(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe | Wide]) -> list[dict[str, Any]]:
-        return list(self._walk(stop, wanted, probes))
 
     def _walk(self, stop: int, wanted: Sequence[str], probes: Sequence[Probe | Wide]) -> Iterator[dict[str, Any]]:
         """Run the nodes up to ``stop``, keep what is still needed, and give the wanted tensors of every batch; to be gone through.
@@ -223,19 +220,14 @@ class Stream:
         return types
 
 
-def read_probe(probe: Probe, made: dict[str, Any]) -> Groups:
+def read_probe(probe: Probe | Wide, made: dict[str, Any]) -> Groups:
     """The statistics of one batch from a stage's outputs (OrtValues or arrays)."""
     return probe.read(*(as_array(made[name]) for name in probe.outputs))
 
 
-def read_wide(wide: Wide, made: dict[str, Any]) -> Sums:
-    """The sums of one batch from a stage's outputs (OrtValues or arrays)."""
-    return wide.read(*(as_array(made[name]) for name in wide.outputs))
-
-
 def one_pass(
     model: onnx.ModelProto, probes: Sequence[Probe | Wide], batches: Iterable[Batch], device: Device, memory: Memory | None = None
-) -> Iterator[list[Groups | Sums]]:
+) -> Iterator[list[Groups]]:
     """Per batch, the statistics of every probe, in one plain pass of a model that does not change on the way."""
     copy = stages.tapped(model, probes, one_node=ONE_NODE[device.kind])
     del copy.graph.output[: len(model.graph.output)]
@@ -243,8 +235,8 @@ def one_pass(
     with session_of(copy, device, lean=True, arena=(memory or Memory()).roomy) as session:
         del copy
 
-        def read(batch: Batch) -> list[Groups | Sums]:
+        def read(batch: Batch) -> list[Groups]:
             made = dict(zip(names, run_session(session, batch, names), strict=True))
-            return [read_wide(probe, made) if isinstance(probe, Wide) else read_probe(probe, made) for probe in probes]
+            return [read_probe(probe, made) for probe in probes]
 
         yield from several(read, batches, device.at_once)
