@@ -26,6 +26,9 @@ from onnxprune.graph.sparse import densify
 from onnxprune.graph.walk import bodies, stored
 from onnxprune.graph.whole import replacing
 
+BLOCK = 1 << 20
+"""Bytes that are read at a time where a file is looked through."""
+
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
@@ -113,8 +116,24 @@ def _strings(model: onnx.ModelProto, path: Path) -> None:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The model file and the files of its external data; raises ModelError as load does."""
+    """The model file and the files of its external data; raises ModelError as load does where there are some."""
+    if path.is_file() and not _mentions(path, b"location"):  # every such tensor has an entry of that name, and parsing takes a while
+        return (path,)
     return (path, *(path.parent / name for name in beside.locations(stored(_parsed(path)[0]), path)))
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    """Whether the word is anywhere in the file; True also where it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            end = b""
+            while block := handle.read(BLOCK):
+                if word in block or word in end + block[: len(word)]:
+                    return True
+                end = block[-len(word) :]
+    except OSError:
+        return True
+    return False
 
 
 def check_model(model: onnx.ModelProto) -> None:

@@ -116,7 +116,13 @@ def test_load_reads_external_data_and_names_its_file(tmp_path):
         np.testing.assert_array_equal(numpy_helper.to_array(got), numpy_helper.to_array(want))
 
 
-def test_load_names_the_external_data_of_constant_nodes(tmp_path):
+def test_files_of_parses_nothing_where_no_data_file_is_named(tmp_path, monkeypatch):
+    onnx.save(net(), str(tmp_path / "net.onnx"))
+    monkeypatch.setattr(files, "_parsed", None)
+    assert files_of(tmp_path / "net.onnx") == (tmp_path / "net.onnx",)
+
+
+def test_load_names_the_external_data_of_constant_nodes(tmp_path, monkeypatch):
     values = np.arange(4, dtype=np.float32)
     (tmp_path / "c.bin").write_bytes(values.tobytes())
     tensor = numpy_helper.from_array(values, "c")
@@ -127,6 +133,10 @@ def test_load_names_the_external_data_of_constant_nodes(tmp_path):
     loaded = load(tmp_path / "net.onnx")
     assert loaded.files == (tmp_path / "net.onnx", tmp_path / "c.bin")
     np.testing.assert_array_equal(numpy_helper.to_array(loaded.model.graph.node[0].attribute[0].t), values)
+    at = (tmp_path / "net.onnx").read_bytes().index(b"location")
+    for before in range(-9, 2):  # the word that tells of data files may lie across the blocks in which the file is looked through
+        monkeypatch.setattr(files, "BLOCK", at - before)
+        assert files_of(tmp_path / "net.onnx") == loaded.files
 
 
 @pytest.mark.parametrize("harm", ["missing", "short", "empty", "outside", "absolute", "link"])
