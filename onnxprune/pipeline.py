@@ -32,7 +32,7 @@ from onnxprune.opening import device_of, opened, proof, tried
 from onnxprune.options import SEARCHED, Options
 from onnxprune.report import AgreementReport, ChoiceReport, Report
 from onnxprune.reporting import build
-from onnxprune.running import Done, Tools, beside, by_error, carried_out, outputs
+from onnxprune.running import Done, Tools, beside, by_error, carried_out, outputs, pruned_as
 from onnxprune.runtime.heap import heap
 from onnxprune.runtime.packages import both_runtimes
 from onnxprune.storing import stored
@@ -172,9 +172,10 @@ def _with_samples(given: files.Loaded, dense: onnx.ModelProto, kept: Decided, op
         done, choice = choose(dense, options, first, tools)
         if not choice.split:
             notes.append("the agreement is measured on the samples that chose, and so a little too high: they cannot be told apart")
-    alone = None if options.repair == "none" else outputs(masked(dense, done.kept if choice else kept).model, "masked outputs", tools)
+    pruned = pruned_as(dense, done.kept if choice else kept, tools)
+    alone = None if options.repair == "none" else outputs(pruned.model, "masked outputs", tools)
     if choice is None:
-        done = carried_out(dense, kept, options, tools)
+        done = carried_out(dense, kept, options, tools, pruned)
     agreement: AgreementReport | None = None
     tools.taken.refuse_changes()
     if first is not None and done.outputs is not None:

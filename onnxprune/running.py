@@ -85,10 +85,15 @@ def by_error(dense: onnx.ModelProto, found: Decided, options: Options, tools: To
         return decide(dense, options, curves)
 
 
-def carried_out(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools) -> Done:
-    """The model pruned as decided, repaired and run on the held-out samples."""
+def pruned_as(dense: onnx.ModelProto, kept: Decided, tools: Tools) -> Masked:
+    """A copy of the model with masks alone."""
     with tools.clock.phase("allocation"):
-        pruned = masked(dense, kept)
+        return masked(dense, kept)
+
+
+def carried_out(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools, pruned: Masked | None = None) -> Done:
+    """The model pruned as decided, repaired and run on the held-out samples; ``pruned`` is what `pruned_as` gave, where it was called."""
+    pruned = pruned or pruned_as(dense, kept, tools)
     outcomes = repair(dense, pruned, options, tools)
     return Done(options, kept, pruned, outcomes, outputs(pruned.model, "repaired outputs", tools))
 
