@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.graph.complete import nbytes
-from onnxprune.graph.mapped import is_mapped, refer, values_of
+from onnxprune.graph.mapped import give, is_mapped, refer, values_of
 
 LEAST = 1 << 16
 """Bytes from which on values are handed over; smaller ones are quicker inside."""
@@ -33,8 +32,8 @@ def apart(model: onnx.ModelProto, least: int = LEAST) -> tuple[onnx.ModelProto, 
     """
     slim, values = onnx.ModelProto(), {}
     fed = {value.name for value in model.graph.input}
-    _copy(model, slim, "graph")
-    _copy(model.graph, slim.graph, "initializer")
+    give(model, slim, "graph")
+    give(model.graph, slim.graph, "initializer")
     for tensor in model.graph.initializer:
         if not (is_mapped(tensor) or (_whole(tensor) and nbytes(tensor) >= least and tensor.name not in fed)):
             slim.graph.initializer.append(tensor)
@@ -61,13 +60,3 @@ def _inside(tensor: TensorProto) -> NDArray[Any]:
     array = room[skew : skew + given.size]
     array[:] = given
     return array.view(dtype).reshape(tuple(tensor.dims))
-
-
-def _copy(source: Message, target: Message, but: str) -> None:
-    """Give a message all that another one has, but for one field."""
-    for field, value in source.ListFields():
-        if field.name != but:
-            if hasattr(value, "MergeFrom"):
-                getattr(target, field.name).MergeFrom(value)
-            else:
-                setattr(target, field.name, value)

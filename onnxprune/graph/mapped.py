@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
@@ -126,13 +127,24 @@ def drop(tensor: TensorProto) -> None:
 
 def inside(tensor: TensorProto) -> int:
     """The bytes that a tensor in raw form takes as a message with its values in it."""
-    if not is_mapped(tensor):
+    if not is_mapped(tensor) and not tensor.HasField("raw_data"):
         return int(tensor.ByteSize())
     bare = TensorProto()
-    bare.CopyFrom(tensor)
-    drop(bare)
+    give(tensor, bare, "raw_data")  # protobuf serializes what it counts the bytes of
+    if is_mapped(tensor):
+        drop(bare)
     size = nbytes(tensor)
     return int(bare.ByteSize()) + 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
+def give(source: Message, target: Message, but: str) -> None:
+    """Give a message all that another one has, but for one field."""
+    for field, value in source.ListFields():
+        if field.name != but:
+            if hasattr(value, "MergeFrom"):
+                getattr(target, field.name).MergeFrom(value)
+            else:
+                setattr(target, field.name, value)
 
 
 def _read(tensor: TensorProto) -> Iterator[NDArray[Any]]:

@@ -17,7 +17,7 @@ from onnx import SparseTensorProto, TensorProto, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph.complete import PROTO_LIMIT, fault, nbytes
 from onnxprune.graph.external import EXTERNAL_MIN
-from onnxprune.graph.mapped import inside, is_mapped, values_of
+from onnxprune.graph.mapped import give, inside, values_of
 
 TYPES = (
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
@@ -32,12 +32,17 @@ NOTE = f"sparse initializers: ONNX Runtime reads them; {UNREAD} do not, and onnx
 def coo(tensor: TensorProto) -> SparseTensorProto:
     """The tensor as values (in its own dtype) and ascending int64 linear indices of all that is not zero bit by bit."""
     flat, places = _nonzero(tensor)
+    return _sparse(tensor, places.size, np.ascontiguousarray(flat[places]).tobytes(), places.astype("<i8").tobytes())
+
+
+def _sparse(tensor: TensorProto, count: int, values: bytes, places: bytes) -> SparseTensorProto:
+    """A sparse tensor of that name, type and shape, of so many values."""
     sparse = SparseTensorProto(dims=tensor.dims)
-    sparse.values.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[places.size]))
+    sparse.values.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[count]))
     if tensor.doc_string:
         sparse.values.doc_string = tensor.doc_string
-    sparse.values.raw_data = np.ascontiguousarray(flat[places]).tobytes()
-    sparse.indices.CopyFrom(TensorProto(data_type=TensorProto.INT64, dims=[places.size], raw_data=places.astype("<i8").tobytes()))
+    sparse.values.raw_data = values
+    sparse.indices.CopyFrom(TensorProto(data_type=TensorProto.INT64, dims=[count], raw_data=places))
     return sparse
 
 
@@ -140,8 +145,9 @@ def saved(model: onnx.ModelProto, besides: Container[str] = ()) -> int:
 
     External data counts as if it were in the file, without the padding between its tensors. The names ``besides`` do not count.
     """
-    inner = model.graph.ByteSize()
-    inner += sum(_field(inside(tensor)) - _field(tensor.ByteSize()) for tensor in model.graph.initializer if is_mapped(tensor))
+    bare = onnx.GraphProto()
+    give(model.graph, bare, "initializer")
+    inner = int(bare.ByteSize()) + sum(_field(inside(tensor)) for tensor in model.graph.initializer)
     less = sum(before - after for name, (before, after) in _gains(model).items() if name not in besides)
     return less + _varint(inner) - _varint(inner - less)
 
@@ -155,9 +161,11 @@ def _gains(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
         if tensor.name in named or tensor.data_type not in TYPES or len(tensor.dims) < 2 or nbytes(tensor) < EXTERNAL_MIN:
             continue
         before = _field(inside(tensor))
-        if np.count_nonzero(_bits(tensor)) * 8 >= before:
+        bits = _bits(tensor)
+        count = int(np.count_nonzero(bits))
+        if count * 8 >= before:
             continue
-        after = _field(coo(tensor).ByteSize())
+        after = _field(_sparse(tensor, count, bytes(count * bits.itemsize), bytes(count * 8)).ByteSize())
         if after < before:
             found[tensor.name] = (before, after)
     return found
