@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.clock import Progress as Tell
-from onnxprune.sweep_report import SweepRow
+
+if TYPE_CHECKING:
+    from onnxprune.sweep_report import SweepRow
 
 PHASES = {
     "dense outputs": "dense model, held-out samples",
@@ -28,10 +28,12 @@ def silent(phase: str, done: int, total: int) -> None:
 @contextlib.contextmanager
 def progress(label: str, *, quiet: bool) -> Iterator[Tell]:
     """A progress callback that draws bars on stderr; it draws nothing off a terminal or when quiet."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    console = None if quiet else _console()
+    if console is None:
         yield silent
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {}
@@ -47,10 +49,12 @@ def progress(label: str, *, quiet: bool) -> Iterator[Tell]:
 @contextlib.contextmanager
 def rows(label: str, *, quiet: bool) -> Iterator[Callable[[SweepRow | None, int, int], None]]:
     """A callback for the rows of a sweep that draws one bar with the time left; it draws nothing off a terminal or when quiet."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    console = None if quiet else _console()
+    if console is None:
         yield lambda row, done, total: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as drawn:
         task = drawn.add_task(f"{label}: dense model", total=None)
@@ -62,3 +66,11 @@ def rows(label: str, *, quiet: bool) -> Iterator[Callable[[SweepRow | None, int,
                 drawn.update(task, completed=done, description=f"{label}: {row.alloc} {row.sparsity_asked:g} {row.repair}")
 
         yield tell
+
+
+def _console() -> Any:
+    """The terminal behind stderr, None where there is none."""
+    from rich.console import Console  # takes a while, and is for nothing in a quiet run
+
+    console = Console(stderr=True)
+    return console if console.is_terminal else None

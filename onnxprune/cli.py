@@ -1,9 +1,11 @@
-"""The command line: every command opens, calls one function and prints."""
+"""The command line: every command opens, calls one function and prints.
+
+What one command alone needs is imported in it, and rich where something is drawn: a small model is pruned in two seconds.
+"""
 
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import sys
 import warnings
@@ -13,17 +15,15 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
-from onnxprune import __version__, bars, listing, terminal
+from onnxprune import __version__, bars
 from onnxprune.cli_sweep import sweep
-from onnxprune.comparing import compare_files
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.executing import each, executor_of, jobs_for
 from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, MEMORY, REPAIR, SAMPLES, Decorator, one_sparsity, to_options, with_options
-from onnxprune.inspecting import find_in, report_of
 from onnxprune.job import plan_jobs, prune_file
 from onnxprune.options import Options
 from onnxprune.pipeline import plan
-from onnxprune.report import to_json
+from onnxprune.report import Report, to_json
 
 
 @click.group(
@@ -95,10 +95,9 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
     Example:  onnxprune model.onnx --alloc erk --sparsity 0.95 --calib data/
     """
     asked = to_options(options)
-    console = terminal.stdout()
     if dry_run:
         for path in models:
-            terminal.show_plan(console, path, plan(path, asked, calib or None), quiet=quiet)
+            _show_plan(path, plan(path, asked, calib or None), quiet=quiet)
         return
     command = shlex.join(["onnxprune", *sys.argv[1:]])
     planned = plan_jobs(list(models), output, out_dir, reports, force=force, depfile=depfile, command=command)
@@ -106,13 +105,12 @@ def prune(models: tuple[Path, ...], output: Path | None, out_dir: Path | None, r
         for job in planned if executor is None else ():
             with bars.progress(job.source.name, quiet=quiet) as tell:
                 done = prune_file(job, calib or None, asked, tell)
-            if not quiet:
-                terminal.show(console, done, verbose=verbose)
+            _show(done, quiet=quiet, verbose=verbose)
         pieces = [(job, calib or None, asked, bars.silent) for job in planned]
         for number, done in each(prune_file, pieces, executor) if executor is not None else ():
             if not quiet:
-                console.print(f"\n{planned[number].source}", markup=False)
-                terminal.show(console, done, verbose=verbose)
+                click.echo(f"\n{planned[number].source}")
+            _show(done, quiet=quiet, verbose=verbose)
 
 
 @command()
@@ -128,22 +126,23 @@ def inspect(path: Path, sparsity: float | None, as_json: bool, **options: Any) -
     \b
     Example:  onnxprune inspect model.onnx --alloc lamp --sparsity 0.9
     """
-    console = terminal.stdout()
     for name, given in options.items():
         if sparsity is None and given and name not in ("alloc", "unfold"):  # these have a default
             raise UsageError(f"--{name.replace('_', '-')} says what is kept at a sparsity; give --sparsity too")
     if sparsity is None:
-        found = find_in(path)
+        from onnxprune import inspecting, listing, terminal
+
+        found = inspecting.find_in(path)
         if as_json:
-            click.echo(to_json(report_of(found)), nl=False)
+            click.echo(to_json(inspecting.report_of(found)), nl=False)
         else:
-            listing.show_found(console, path, found)
+            listing.show_found(terminal.stdout(), path, found)
         return
     report = plan(path, Options(sparsity=sparsity, repair="none", **options))
     if as_json:
         click.echo(to_json(report), nl=False)
     else:
-        terminal.show_plan(console, path, report, quiet=False)
+        _show_plan(path, report, quiet=False)
 
 
 @command()
@@ -165,29 +164,32 @@ def compare(dense: Path, pruned: Path, calib: tuple[Path, ...], labels: Path | N
     \b
     Example:  onnxprune compare model.onnx model.pruned.onnx --calib data/
     """
+    from onnxprune import comparing, listing, terminal
+
     if not calib:
         raise UsageError("compare needs samples to run both models on; give --calib PATH")
     with bars.progress(pruned.name, quiet=as_json) as tell:
-        found = compare_files(dense, pruned, calib, to_options({**options, "sparsity": 0.0}), tell, labels)
+        found = comparing.compare_files(dense, pruned, calib, to_options({**options, "sparsity": 0.0}), tell, labels)
     if as_json:
         click.echo(to_json(found), nl=False)
     else:
         listing.show_comparison(terminal.stdout(), found)
 
 
-def script() -> None:
-    """The console script: `main` in a process that ends with it. To take the interpreter and its libraries down takes 0.06 s and more."""
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller has closed it
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # nobody reads any more, the disk is full, or it is closed
-            code = code or 1
-    os._exit(code)
+def _show(report: Report, *, quiet: bool, verbose: bool) -> None:
+    """What was done to one model."""
+    if not quiet:
+        from onnxprune import terminal
+
+        terminal.show(terminal.stdout(), report, verbose=verbose)
+
+
+def _show_plan(path: Path, report: Report, *, quiet: bool) -> None:
+    """The allocation of a dry run."""
+    if not quiet:
+        from onnxprune import terminal
+
+        terminal.show_plan(terminal.stdout(), path, report)
 
 
 def main() -> None:

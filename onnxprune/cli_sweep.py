@@ -9,15 +9,11 @@ from typing import Any
 
 import click
 
-from onnxprune import bars, terminal
+from onnxprune import bars
 from onnxprune.executing import executor_of, jobs_for
 from onnxprune.flags import ALLOCATION, EXECUTOR, FILE, JUDGE, MEMORY, REPAIR, SAMPLES, grid, to_options, with_options, words
 from onnxprune.options import ALLOCS, REPAIRS
 from onnxprune.regimes import FALLEN, HOLDS
-from onnxprune.resuming import state_of
-from onnxprune.sweep_files import check_targets, sweep_to_files
-from onnxprune.sweep_tables import show_sweep
-from onnxprune.sweeping import Sweep
 
 
 @click.command()
@@ -75,6 +71,10 @@ def sweep(model: Path, calib: tuple[Path, ...], allocs: tuple[str, ...], sparsit
     \b
     Example:  onnxprune sweep model.onnx --sparsity 0.8:0.98:0.02 --calib data/ -o sweep.json
     """
+    from onnxprune.resuming import state_of
+    from onnxprune.sweep_files import check_targets, sweep_to_files
+    from onnxprune.sweeping import Sweep
+
     asked = Sweep(model, calib, allocs, sparsities, repairs, to_options({**options, "sparsity": 0.0}), labels, fallen, holds)
     check_targets(asked, output, table, page, force=force)
     processes = jobs_for(jobs, scheduler, asked.options.device, len(asked.rows()))
@@ -87,4 +87,7 @@ def sweep(model: Path, calib: tuple[Path, ...], allocs: tuple[str, ...], sparsit
                 click.echo(f"onnxprune: the rows done are kept in {state_of(target)}; run the same command again to go on", err=True)
             raise
     if not quiet:
+        from onnxprune import terminal
+        from onnxprune.sweep_tables import show_sweep
+
         show_sweep(terminal.stdout(), report)

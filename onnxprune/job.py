@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from onnxprune.clock import Progress
@@ -21,7 +20,6 @@ from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
 from onnxprune.numerics.threads import LIMIT, allowed, bound
 from onnxprune.options import Options
-from onnxprune.page import is_page, prune_page
 from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
 from onnxprune.runtime.device import Device
@@ -47,6 +45,11 @@ class Job:
     def outputs(self) -> list[Path]:
         """The files that are asked for: external data comes beside the target."""
         return [self.target, *self.reports, *([self.depfile] if self.depfile is not None else [])]
+
+
+def is_page(path: Path) -> bool:
+    """True where the name of a report says that it is to be a page."""
+    return path.suffix.lower() in (".html", ".htm")
 
 
 def plan_jobs(
@@ -170,8 +173,7 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
             seconds = {**report.seconds, "save": now - begin, "total": now - start}
             given = replace(given, sparse_bytes=given.bytes - result.saved[0])
             report = replace(report, input=given, output=output, seconds=seconds)
-            page = partial(prune_page, report, result.allocations, job.command)
-            texts = [(out, page() if is_page(path) else to_json(report)) for path, out in handles]
+            texts = [(out, _page(report, result, job) if is_page(path) else to_json(report)) for path, out in handles]
             texts += [(makefile, _rules(job, report))] if makefile is not None else []
             for out, text in texts:
                 out.write(text.encode("utf-8", "surrogateescape"))
@@ -183,6 +185,12 @@ def _write(job: Job, result: Result, source: Callable[[], FileReport], start: fl
 
         files.save(result.model, job.target, external=result.external, places=result.places, sealed=sealed)
     return report
+
+
+def _page(report: Report, result: Result, job: Job) -> str:
+    from onnxprune.page import prune_page  # for a page alone
+
+    return prune_page(report, result.allocations, job.command)
 
 
 def _rules(job: Job, report: Report) -> str:

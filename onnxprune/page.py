@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import plots
@@ -22,11 +22,6 @@ from onnxprune.sweep_report import SweepReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-
-def is_page(path: Path) -> bool:
-    """True where the name of a report says that it is to be a page."""
-    return path.suffix.lower() in (".html", ".htm")
 
 
 def prune_page(report: Report, allocations: Mapping[str, Sequence[int]] = {}, command: str = "") -> str:

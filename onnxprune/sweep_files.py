@@ -14,8 +14,8 @@ from pathlib import Path
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.whole import replacing
-from onnxprune.job import check_target
-from onnxprune.page import is_page, sweep_page
+from onnxprune.job import check_target, is_page
+from onnxprune.page import sweep_page
 from onnxprune.report import to_json
 from onnxprune.resuming import keeping, known_rows, state_of
 from onnxprune.sweep_report import SweepReport, SweepRow

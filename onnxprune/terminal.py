@@ -112,10 +112,8 @@ def show(console: Console, report: Report, *, verbose: bool) -> None:
     show_summary(console, report)
 
 
-def show_plan(console: Console, path: Path, report: Report, *, quiet: bool) -> None:
+def show_plan(console: Console, path: Path, report: Report) -> None:
     """The allocation of a dry run."""
-    if quiet:
-        return
     show_layers(console, report.layers)
     show_skipped(console, [(entry.name, entry.op, entry.reason) for entry in report.skipped])
     console.print(Text(f"{path}: sparsity {report.sparsity:.6f}, {report.kept:,} of {report.weights:,} weights kept; nothing was written"))

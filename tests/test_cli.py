@@ -294,7 +294,7 @@ def test_names_with_brackets_show_as_they_are(folder: Path, onnxprune: Call) -> 
 
 def test_a_terminal_gets_progress_on_stderr(folder: Path, onnxprune: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(bars, "Console", lambda stderr: Console(file=screen, force_terminal=stderr, width=200, color_system=None))
+    monkeypatch.setattr(bars, "_console", lambda: Console(file=screen, force_terminal=True, width=200, color_system=None))
     shutil.copy("model.onnx", "a[bold]b.onnx")
     words = ("a[bold]b.onnx", "--sparsity", 0.9, "--calib", "calib.npz", "--force", *QUICK)
     assert onnxprune(*words).err == ""

@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from networks import mlp, samples, twins
 
 from onnxprune import Report, prune
+from onnxprune.job import is_page
 from onnxprune.masking import allocations
 from onnxprune.numerics.allocation import ALLOCATIONS
 from onnxprune.options import ALLOCS, REPAIRS, Options
-from onnxprune.page import is_page, prune_page, sweep_page
+from onnxprune.page import prune_page, sweep_page
 from onnxprune.plots import ALLOC_STYLE, REPAIR_STYLE, Change, change_chart, density_chart
 from onnxprune.report import CalibrationReport, FileReport, SkippedReport
 from onnxprune.svg import COLOUR, shown

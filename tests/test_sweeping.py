@@ -286,7 +286,7 @@ def test_every_field_of_a_sweep_is_documented() -> None:
 def test_the_bar_tells_the_row_and_the_time_left(net: Path, onnxprune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("sweep", "net.onnx", "--calib", "calib.npy", "--alloc", "erk", "--sparsity", "0.5,0.8", "--repair", "none,bn", *QUICK, "-q")
     assert onnxprune(*words).err == ""
-    monkeypatch.setattr(bars, "Console", lambda **given: Console(force_terminal=True, width=120, **given))
+    monkeypatch.setattr(bars, "_console", lambda: Console(force_terminal=True, width=120, stderr=True))
     ran = onnxprune(*words[:-1])
     assert "net.onnx: erk 0.8 bn" in ran.err
     assert "4/4" in ran.err

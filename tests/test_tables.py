@@ -54,7 +54,7 @@ def cells(text: str) -> int:
 @pytest.mark.parametrize("width", [60, 80, 120, 160])
 def test_no_line_is_wider_than_the_terminal_and_every_name_is_whole(deep: Path, width: int) -> None:
     report = plan(deep, Options(sparsity=0.9, repair="none"))
-    text = shown(width, lambda console: show_plan(console, deep, report, quiet=False))
+    text = shown(width, lambda console: show_plan(console, deep, report))
     assert cells(text) <= width
     unfolded = "".join(line.split("  ")[0].strip() for line in text.splitlines())
     for number in (0, 150, 299):

@@ -2,20 +2,26 @@
 
 Sizing: without ``resize`` an image must have the wanted height and width. With ``resize`` its short side is scaled to
 that many pixels (bilinear over the whole footprint, so shrinking does not alias) and the centre is cut out. EXIF
-orientation is applied first. Pixels stay as stored, 0 to 255; nothing is decoded before ``read``.
+orientation is applied first. Pixels stay as stored, 0 to 255; nothing is decoded before ``read``. Pillow is imported where there is an
+image.
 """
+
+from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
 
 from onnxprune.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
 
@@ -99,11 +105,14 @@ def read(path: Path, frame: Frame) -> NDArray[np.uint8]:
     Raises CalibrationError, naming the file, if it is unreadable, truncated, too large for Pillow's safety limit,
     deeper than 8 bits, or not of the frame's size.
     """
+    from PIL import Image, ImageOps
+
     try:
         with _strict_about_bombs(), Image.open(path) as stored:
             if stored.mode.startswith(("I", "F")):
                 raise CalibrationError(f"{path}: pixels are deeper than 8 bits (Pillow mode {stored.mode}): save it with 8 bits")
-            image = ImageOps.exif_transpose(stored).convert(_MODES[frame.channels])
+            ImageOps.exif_transpose(stored, in_place=True)
+            image = stored.convert(_MODES[frame.channels])  # a copy, which is there when the file is closed
             if frame.resize is not None:
                 image = _short_side(image, frame.resize)
     except CalibrationError:
@@ -128,6 +137,8 @@ def read(path: Path, frame: Frame) -> NDArray[np.uint8]:
 
 
 def _short_side(image: Image.Image, pixels: int) -> Image.Image:
+    from PIL import Image
+
     short = min(image.size)
     width, height = (max(pixels, round(side * pixels / short)) for side in image.size)
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:  # a sliver one pixel wide grows without end
@@ -137,6 +148,8 @@ def _short_side(image: Image.Image, pixels: int) -> Image.Image:
 
 def _header_size(path: Path) -> tuple[int, int]:
     """Return (width, height) in pixels as displayed, without decoding."""
+    from PIL import ExifTags, Image
+
     try:
         with _strict_about_bombs(), Image.open(path) as image:
             # For a PNG without EXIF before its pixels, getexif() would decode the pixels in search of one behind them.
@@ -151,6 +164,8 @@ def _header_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _strict_about_bombs() -> Iterator[None]:
     """Make an absurdly large image an error, and keep Pillow's remarks on odd metadata off the terminal."""
+    from PIL import Image
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

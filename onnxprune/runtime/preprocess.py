@@ -162,7 +162,10 @@ def prepared(recipe: Recipe, rows: NDArray[Any], numbers: NDArray[np.intp]) -> N
     _finite(recipe, rows, numbers, "holds NaN or infinity: repair or remove it")
     if recipe.mean is not None and recipe.std is not None:
         with np.errstate(over="ignore"):
-            rows = ((rows.astype(recipe.mean.dtype) - recipe.mean) / recipe.std).astype(recipe.spec.dtype)
+            rows = rows.astype(recipe.mean.dtype)
+            rows -= recipe.mean
+            rows /= recipe.std
+            rows = rows.astype(recipe.spec.dtype, copy=False)
         _finite(recipe, rows, numbers, f"exceeds {recipe.spec.dtype} after preprocessing: pass other --mean and --std")
     return rows if recipe.move is None else np.moveaxis(rows, *_MOVEAXIS[recipe.move])
 
