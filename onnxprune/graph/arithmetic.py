@@ -35,7 +35,9 @@ def computed(node: onnx.NodeProto, known: Mapping[str, NDArray[Any]], opset: int
     if node.op_type == "Constant":
         found = next((numpy_helper.to_array(entry.t) for entry in node.attribute if entry.name == "value"), None)
     elif node.op_type in KNOWN and node.domain in CORE and len(node.output) == 1 and all(name in known for name in node.input if name):
-        found = _run(node, [known[name] if name else None for name in node.input], opset)
+        given = [known[name] if name else None for name in node.input]
+        # Where weights are shared, exporters write Identity and nothing else: no need to import the rest for it.
+        found = given[0] if node.op_type == "Identity" and len(given) == 1 else _run(node, given, opset)
     else:
         return None
     return found if found is not None and found.size <= MOST else None

@@ -28,6 +28,7 @@ def constant(name: str, values: object) -> onnx.NodeProto:
         ("Gather", [[4, 5, 6], [2]], {"axis": 0}, [6]),
         ("Shape", [[[1, 2, 3]]], {}, [1, 3]),
         ("Range", [0, 6, 2], {}, [0, 2, 4]),
+        ("Identity", [[7, 8]], {}, [7, 8]),
     ],
 )
 def test_by_hand(op: str, given: list[object], words: dict[str, object], found: object) -> None:
@@ -55,6 +56,11 @@ def test_what_is_large_fails_or_is_no_arithmetic_is_left_alone(op: str, given: l
     names = [f"i{at}" for at in range(len(given))]
     known = {name: np.array(values, LONG) for name, values in zip(names, given, strict=True)}
     assert computed(helper.make_node(op, names, ["y"]), known, 17) is None
+
+
+def test_an_identity_without_its_input_is_left_alone() -> None:
+    assert computed(helper.make_node("Identity", [""], ["y"]), {}, 17) is None
+    assert computed(helper.make_node("Identity", [], ["y"]), {}, 17) is None
 
 
 def test_what_the_input_decides_is_left_alone() -> None:
