@@ -11,9 +11,8 @@ with G = E[x x'], R = E[x y'] of centred rows and w0 the dense weight (related: 
 Two solvers of (1), chosen by their cost:
 
 - exact: gather G_SS and solve, channels of like size as one batch: sum over c of 2/3 |S_c|^3 flops, LAPACK.
-- conjugate gradients on all channels at once, W G masked to the support: 2 K^2 C flops an iteration, one matrix
-  product. For large supports (the early thinning steps, which only decide what to drop) it is many times cheaper;
-  warm-started from the step before.
+- conjugate gradients on all channels at once (`conjugate`): 2 K^2 C flops an iteration. For large supports it is many times
+  cheaper; warm-started from the step before.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +21,14 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.numerics.conjugate import Singles, solve_iterative
 from onnxprune.numerics.elimination import Bools, Floats, eliminate
-from onnxprune.numerics.threads import one_each, product
+from onnxprune.numerics.threads import one_each
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
 ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop: more of them choose no better
-FINE = (80, 1e-4)  # and of those that give the final weights
+FINE = (80, 1e-3)  # and of those that give the final weights (docs/reconstruction.md has what others give)
 SLOWER = 5.0  # seconds a flop of float64 LAPACK on a gathered support over those of a large float32 product
 
 
@@ -121,46 +121,6 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
         for _ in pool.map(fill, batches):
             pass
     return weight
-
-
-def solve_iterative(
-    G: npt.NDArray[np.float32], rhs: Floats, lam: Floats, mask: Bools, start: Floats, iterations: int, tolerance: float
-) -> Floats:
-    """About the weights of `solve_exact`, by conjugate gradients from ``start`` (C, K), in float32.
-
-    Preconditioned with the diagonal (Jacobi), where the residual's norm falls to ``tolerance`` of the right side's in
-    every channel, or ``iterations`` are done, it ends.
-    """
-    C, K = mask.shape
-    shape = (len(G), C // len(G), K)
-    m = mask.reshape(shape).astype(np.float32)
-    shift = lam.astype(np.float32)[:, None, None]
-    scale = np.einsum("gkk->gk", G)[:, None, :] + shift
-    W = start.reshape(shape).astype(np.float32) * m
-    b = rhs.reshape(shape).astype(np.float32) * m
-    tiny = np.float32(1e-30)
-    with one_each() as (pool, _):
-        r = b - (product(pool, W, G) + shift * W) * m
-        z = r / scale
-        p = z.copy()
-        rz = np.einsum("gck,gck->gc", r, z)
-        enough = tolerance**2 * np.einsum("gck,gck->gc", b, b / scale)
-        for _ in range(iterations):
-            if (rz <= enough).all():
-                break
-            q = (product(pool, p, G) + shift * p) * m
-            step = (rz / (np.einsum("gck,gck->gc", p, q) + tiny))[:, :, None]
-            W += step * p
-            r -= step * q
-            np.divide(r, scale, out=z)
-            new = np.einsum("gck,gck->gc", r, z)
-            p *= (new / (rz + tiny))[:, :, None]
-            p += z
-            rz = new
-    return W.reshape(C, K).astype(np.float64)
-
-
-Singles = npt.NDArray[np.float32]
 
 
 def solve(
