@@ -15,6 +15,8 @@ from onnxprune.numerics.threads import one_each, product
 Singles = npt.NDArray[np.float32]
 FEWER = 0.75
 """The share of channels at work from which on the others leave the products: to move what is left takes as long as an iteration's rest."""
+FIRST = 4
+"""Iterations that all channels take: where few only decide what to drop, they decide it for all alike."""
 
 
 def solve_iterative(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Floats, iterations: int, tolerance: float) -> Floats:
@@ -38,11 +40,11 @@ def solve_iterative(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Fl
         p = z.copy()
         rz: npt.NDArray[Any] = np.einsum("gck,gck->gc", r, z)
         enough: npt.NDArray[Any] = tolerance**2 * np.einsum("gck,gck->gc", b, b / scale)
-        for _ in range(iterations):
+        for number in range(iterations):
             far = rz > enough
             if not far.any():
                 break
-            if len(G) == 1 and far.sum() <= FEWER * far.size:
+            if number >= FIRST and len(G) == 1 and far.sum() <= FEWER * far.size:
                 weight[:, work] = W
                 work = work[far[0]]
                 W, r, p, m, z = (part[:, far[0]] for part in (W, r, p, m, z))

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune.numerics import conjugate
-from onnxprune.numerics.conjugate import solve_iterative
+from onnxprune.numerics.conjugate import FIRST, solve_iterative
 from onnxprune.numerics.thinning import solve_exact
 
 Problem = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
@@ -61,11 +61,20 @@ def test_channels_that_are_there_are_left_out_and_stay(monkeypatch: pytest.Monke
     product = conjugate.product
     monkeypatch.setattr(conjugate, "product", lambda pool, left, right: rows.append(left.shape[1]) or product(pool, left, right))
     found = solve_iterative(G.astype(np.float32), rhs, lam, mask, start, iterations=200, tolerance=1e-4)
-    assert rows[0] == 40
-    assert rows[1] == 20
+    assert rows[: 1 + FIRST] == [40] * (1 + FIRST)
+    assert rows[1 + FIRST] == 20
     assert rows == sorted(rows, reverse=True)
     assert residuals(given, found).max() <= 2e-4
-    np.testing.assert_array_equal(found[::2], start[::2].astype(np.float32))
+    np.testing.assert_allclose(found[::2], start[::2], rtol=0, atol=1e-5 * np.abs(start).max())  # float32
+
+
+def test_few_iterations_leave_no_channel_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    G, rhs, lam, mask = problem(channels=40)
+    start = np.where(np.arange(40)[:, None] % 2 == 0, solve_exact(G, rhs, lam, mask), 0.0)
+    found = [solve_iterative(G.astype(np.float32), rhs, lam, mask, start, FIRST, 1e-2)]
+    monkeypatch.setattr(conjugate, "FEWER", 0.0)
+    found.append(solve_iterative(G.astype(np.float32), rhs, lam, mask, start, FIRST, 1e-2))
+    np.testing.assert_array_equal(*found)
 
 
 def test_no_iteration_gives_the_start_on_the_supports() -> None:
