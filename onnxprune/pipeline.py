@@ -172,8 +172,10 @@ def _with_samples(given: files.Loaded, dense: onnx.ModelProto, kept: Decided, op
         done, choice = choose(dense, options, first, tools)
         if not choice.split:
             notes.append("the agreement is measured on the samples that chose, and so a little too high: they cannot be told apart")
-    pruned = pruned_as(dense, done.kept if choice else kept, tools)
-    alone = None if options.repair == "none" else outputs(pruned.model, "masked outputs", tools)
+    pruned, alone = None, None
+    if options.repair != "none":
+        pruned = pruned_as(dense, done.kept if choice else kept, tools)
+        alone = outputs(pruned.model, "masked outputs", tools)
     if choice is None:
         done = carried_out(dense, kept, options, tools, pruned)
     agreement: AgreementReport | None = None
