@@ -48,7 +48,8 @@ def eliminate(
 
     def begin(c: int) -> None:
         inputs, g = places[parts[c]] - c * K, c // (C // len(G))
-        A = G[g][np.ix_(inputs, inputs)] / rows
+        A = G.reshape(-1).take(((g * K + inputs) * K)[:, None] + inputs)  # half the time of an index with two arrays
+        A /= rows
         A.reshape(-1)[:: len(inputs) + 1] += lam[g]
         starts[c][:] = A = inverse(A)
         weights[c][:] = A @ goal[parts[c]]
