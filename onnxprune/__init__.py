@@ -26,9 +26,16 @@ PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, getattr(import_module(PLACES[name]), name))
+    if name in PLACES:
+        return globals().setdefault(name, getattr(import_module(PLACES[name]), name))
+    whole = f"{__name__}.{name}"
+    if not name.startswith("_"):
+        try:
+            return import_module(whole)  # onnxprune.report needs no import of its own
+        except ModuleNotFoundError as error:
+            if error.name != whole:
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -29,6 +29,18 @@ def test_an_unknown_name_is_told() -> None:
         _ = onnxprune.prunes
 
 
+def test_modules_are_there_without_an_import_of_their_own() -> None:
+    code = "import onnxprune; print(onnxprune.errors.ModelError.__name__, onnxprune.report.to_json.__name__, hasattr(onnxprune, '_cli'))"
+    assert ran(code) == "ModelError to_json False\n"
+
+
+def test_a_library_that_a_module_lacks_is_named() -> None:
+    code = (
+        "import sys; sys.modules['rich.console'] = None; import onnxprune\ntry: onnxprune.terminal\nexcept ImportError as e: print(e.name)"
+    )
+    assert ran(code) == "rich.console\n"
+
+
 def test_a_star_import_brings_all_names() -> None:
     assert ran("from onnxprune import *; print(prune.__name__, Options(sparsity=0.5).sparsity)") == "prune 0.5\n"
 
