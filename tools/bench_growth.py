@@ -177,7 +177,7 @@ def draw(found: dict[tuple[str, str], list[Point]], target: Path) -> None:
                     chart.plot(at, [values[-1] * value / at[-1] for value in at], color=colour, linewidth=0.8, linestyle=":")
                 chart.set_xscale("log")
                 chart.set_yscale("log")
-                chart.set_ylim(*((0.3, None) if field == "cpu" else (80, None)))
+                chart.set_ylim(0.8 * min(getattr(point, field) for points in found.values() for point in points), None)
                 chart.grid(True)
                 for axis in (chart.xaxis, chart.yaxis):
                     axis.set_major_formatter(FuncFormatter(short))
