@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.elimination import Bools, Floats
+from onnxprune.numerics.elimination import Bools, Floats, among
 from onnxprune.numerics.supports import schedule, sizes_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.threads import one_each, product, side_by_side
@@ -111,7 +111,7 @@ class Gram:
         def gather(c: int) -> None:
             inputs = np.flatnonzero(weight[c])
             row = weight[c, inputs]
-            made[c] = row @ self.xx[c // w.shape[1]][np.ix_(inputs, inputs)] @ row
+            made[c] = row @ among(self.xx, c // w.shape[1], inputs) @ row
 
         side_by_side(gather, np.arange(len(weight)))
         return made

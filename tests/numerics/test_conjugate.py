@@ -1,4 +1,4 @@
-"""Conjugate gradients against the exact solution on every support."""
+"""How near conjugate gradients come, and which channels they leave out; test_reconstruct.py holds them against the exact solution."""
 
 from __future__ import annotations
 
@@ -33,16 +33,6 @@ def residuals(given: Problem, weight: NDArray[np.float64]) -> NDArray[np.float64
         r = (b - A @ w)[m]
         left.append(np.sqrt((r**2 / scale).sum() / (b[m] ** 2 / scale).sum()))
     return np.array(left)
-
-
-@pytest.mark.parametrize("groups", [1, 3])
-def test_they_reach_the_exact_solution(groups: int) -> None:
-    given = problem(groups)
-    G, rhs, lam, mask = given
-    exact = solve_exact(G, rhs, lam, mask)
-    found = solve_iterative(G.astype(np.float32), rhs, lam, mask, np.zeros(mask.shape), iterations=200, tolerance=1e-6)
-    np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3 * np.abs(exact).max())  # what float32 leaves of the digits
-    assert not found[~mask].any()
 
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.numerics import thinning
+from onnxprune.numerics.conjugate import solve_iterative
 from onnxprune.numerics.reconstruct import Gram, reconstruct, refit
 from onnxprune.numerics.supports import schedule
 from onnxprune.numerics.thinning import best_of_each, select, solve_exact, thin
@@ -201,6 +202,20 @@ def test_batches_of_unlike_sizes_give_what_one_channel_at_a_time_gives(monkeypat
     together = refit(gram, w0, mask, 1e-2)
     monkeypatch.setattr("onnxprune.numerics.thinning.CHUNK", 1)
     np.testing.assert_allclose(refit(gram, w0, mask, 1e-2), together, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_conjugate_gradients_reach_the_exact_solution(groups):
+    x, w0, y = correlated(400, 30, 6, groups)
+    gram = Gram.from_batch(x, y, groups)
+    G = gram.xx / 400
+    lam = 1e-2 * np.einsum("gkk->g", G) / 30
+    rhs = (gram.xy / 400).transpose(0, 2, 1).reshape(6, 30) + np.repeat(lam, 6 // groups)[:, None] * w0
+    mask = np.random.default_rng(4).random((6, 30)) < 0.7
+    exact = solve_exact(G, rhs, lam, mask)
+    iterated = solve_iterative(G.astype(np.float32), rhs, lam, mask, w0, iterations=80, tolerance=1e-6)
+    np.testing.assert_allclose(iterated, exact, rtol=2e-3, atol=2e-3 * np.abs(exact).max())
+    assert not iterated[~mask].any()
 
 
 # --- the whole
