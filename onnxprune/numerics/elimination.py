@@ -22,7 +22,7 @@ from onnxprune.numerics.threads import PARTS, one_each, shared
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 SMALL = 48
-"""Rows of a half below which LAPACK inverts a matrix."""
+"""Rows of a half below which LAPACK factors a matrix and inverts the factor."""
 
 
 def eliminate(
@@ -111,16 +111,25 @@ def least(values: Floats, count: int) -> npt.NDArray[np.intp]:
 
 
 def inverse(A: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The inverse of a symmetric positive definite matrix, by halves: products are several times as fast as LAPACK's inverse."""
+    """The inverse of a symmetric positive definite matrix (n, n), float64, exactly symmetric: T'T of the inverse T of Cholesky's factor.
+
+    Products are twice as fast as LAPACK's inverse. Halves of A^-1 itself would be faster still, but each level multiplies the error of the one
+    below by the condition: of 672 inputs with one of 2e4, in four levels, nothing was right.
+    """
+    T = np.zeros_like(A)
+    _factor(A, T)
+    return np.asarray(T.T @ T)
+
+
+def _factor(A: npt.NDArray[Any], T: npt.NDArray[Any]) -> None:
+    """Write the inverse of A's Cholesky factor into T, whose upper half is 0 and stays so; by halves, from products."""
     half = len(A) // 2
     if half < SMALL:
-        return np.linalg.inv(A)
-    first = inverse(A[:half, :half])
-    across = first @ A[:half, half:]
-    last = inverse(A[half:, half:] - A[half:, :half] @ across)
-    made = np.empty_like(A)
-    made[half:, half:] = last
-    made[:half, half:] = -across @ last
-    made[half:, :half] = made[:half, half:].T
-    made[:half, :half] = first - made[:half, half:] @ across.T
-    return made
+        T[:] = np.linalg.inv(np.linalg.cholesky(A))
+        return
+    first = T[:half, :half]
+    _factor(A[:half, :half], first)
+    across = A[half:, :half] @ first.T
+    _factor(A[half:, half:] - across @ across.T, T[half:, half:])
+    np.matmul(T[half:, half:], across @ first, out=T[half:, :half])
+    np.negative(T[half:, :half], out=T[half:, :half])

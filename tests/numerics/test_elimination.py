@@ -153,6 +153,35 @@ def test_the_inverse_by_halves(n):
     np.testing.assert_allclose(inverse(A), np.linalg.inv(A), rtol=1e-6, atol=1e-7 * np.abs(np.linalg.inv(A)).max())
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+def test_the_inverse_is_right_through_many_halves(condition):
+    """Five levels: an inverse whose errors each level multiplies by the condition is off by 1e2 and more at 1e4."""
+    rng = np.random.default_rng(3)
+    axes, _ = np.linalg.qr(rng.standard_normal((700, 700)))
+    A = (axes * np.geomspace(1 / condition, 1, 700)) @ axes.T
+    A = (A + A.T) / 2
+    found = inverse(A)
+    np.testing.assert_array_equal(found, found.T)
+    # float64's 1e-16 times the condition, and a hundred for 700 sums
+    np.testing.assert_allclose(found @ A, np.eye(700), atol=1e-14 * condition)
+
+
+def test_inputs_that_are_nearly_one_another():
+    """672 inputs of a slowly changing signal, and some that never vary, as an audio network has: many inputs and a condition of 1e4."""
+    steps = np.arange(640)
+    G = np.zeros((1, 672, 672))
+    G[0, :640, :640] = np.exp(-(((steps[:, None] - steps) / 60) ** 2)) + 1e-7 * np.eye(640)
+    lam = np.array([5e-3])
+    rhs = np.random.default_rng(0).standard_normal((2, 672)) @ (G[0] + lam[0] * np.eye(672))
+    alive = np.repeat(np.einsum("gkk->gk", G) > 0, 2, axis=0)
+    sizes = [round(1344 * 0.95**step) for step in range(1, 28)]
+    mask, weight, _ = eliminate(G, rhs, lam, np.ones(rhs.shape, bool), alive, sizes)
+    assert mask.sum() == sizes[-1]
+    assert not mask[~alive].any()
+    wanted = solve_exact(G, rhs, lam, mask)
+    np.testing.assert_allclose(weight, wanted, rtol=0, atol=1e-7 * np.abs(wanted).max())  # the condition, times 1e-16 and a thousand sums
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_many_steps_over_many_weights_end_on_the_least_squares_ones(groups):
     """Inverses of 220 weights, from which 12 to 28 steps take most: what is left is what solving anew gives."""
