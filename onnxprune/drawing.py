@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.augmenting import Variants, augmented, image_axes
 from onnxprune.errors import CalibrationError
 from onnxprune.feeding import Axes, axes_of, fixed_batch, input_specs
 from onnxprune.graph.plain import held
-from onnxprune.mirroring import mirrored, width_axes
 from onnxprune.options import Options
 from onnxprune.report import CalibrationReport
 from onnxprune.runtime import calibration, images
@@ -40,8 +40,8 @@ class Taken:
     split: Split
     batch_size: int
     axes: Axes
-    widths: Mapping[str, int]
-    """The axes along which images are mirrored for the repair; none without --mirror."""
+    variants: Variants | None
+    """What is made of each image for the repair; None without --mirror and --shift."""
     stamps: Mapping[Path, tuple[int, int]]
     """Time (ns) and size of every file when the samples were drawn."""
 
@@ -104,36 +104,45 @@ class Taken:
         return np.concatenate(self._runs(rows, self.batch_size))
 
     def repairing(self) -> Iterator[Batch]:
-        """The batches of the repair, with mirror images if they were asked for."""
-        if not self.widths:
-            return self.batches(self.split.repair)
-        given = self._read(self.split.repair, self._originals)
-        return self.axes.laid_out(mirrored(given, self.widths, self.batch_size))
+        """The batches of the repair, with what was asked for to be made of their images."""
+        rows, variants = self.split.repair, self.variants
+        if variants is None:
+            return self.batches(rows)
+        moves = variants.moves(len(rows))
+        each = (moves[np.searchsorted(rows, run)] for run in self._runs(rows, self._originals))
+        given = zip(self._read(rows, self._originals), each, strict=True)
+        return self.axes.laid_out(augmented(given, variants, self.batch_size))
 
     @property
     def largest(self) -> int:
-        """How many samples the largest batch has, mirror images among them."""
+        """How many samples the largest batch has, those made of others among them."""
         repair = self._runs(self.split.repair, self._originals)
         held = self._runs(self.split.holdout, self.batch_size)
-        twice = 2 if self.widths and self.batch_size % 2 == 0 else 1
-        return max([twice * max(map(len, repair), default=0), *map(len, held)])
+        return max([self._together * max(map(len, repair), default=0), *map(len, held)])
 
     @property
     def repairs(self) -> int:
         """How many batches the repair has."""
         given = len(self._runs(self.split.repair, self._originals))
-        return 2 * given if self.widths and self.batch_size % 2 else given
+        return given * self.variants.count // self._together if self.variants else given
+
+    @property
+    def _together(self) -> int:
+        """How many images made of one stand in a batch."""
+        return self.variants.together(self.batch_size) if self.variants else 1
 
     @property
     def _originals(self) -> int:
-        """How many samples a batch of the repair takes, beside their mirror images."""
-        return self.batch_size // 2 if self.widths and self.batch_size % 2 == 0 else self.batch_size
+        """How many samples a batch of the repair takes, beside those made of them."""
+        return self.batch_size // self._together
 
     @property
     def report(self) -> CalibrationReport:
         """The numbers for the report."""
         repair, holdout = len(self.split.repair), len(self.split.holdout)
-        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, bool(self.widths))
+        made = self.variants
+        mirrored, shifted = (made.mirror, made.shift) if made else (False, 0)
+        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, mirrored, shifted)
 
 
 def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, holdout: float) -> Taken:
@@ -160,9 +169,12 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, h
     split = calibration.split(
         samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds
     )
-    widths = width_axes(specs) if options.mirror else {}
+    variants = None
+    if options.mirror or options.shift:
+        flag = "--mirror" if options.mirror else "--shift"
+        variants = Variants(image_axes(specs, flag), options.mirror, options.shift, options.seed)
     stamps = {path: _stamp(path) for path in files_of(samples)}
-    taken = Taken(samples, split, fixed or options.batch_size or MOST, axes, widths, stamps, least=fixed or 1)
+    taken = Taken(samples, split, fixed or options.batch_size or MOST, axes, variants, stamps, least=fixed or 1)
     elements = held(model, {name: value.shape for name, value in taken.first().items()}) if kind == "cpu" else None
     most = min(MOST, max(1, CACHED // (4 * elements))) if elements else MOST
     return replace(taken, elements=elements, batch_size=fixed or options.batch_size or most)

@@ -128,6 +128,8 @@ REPAIR = (
     click.option("--repair", type=click.Choice([*REPAIRS, AUTO]), default=DEFAULT_REPAIR, show_default=True,
                  help="What is done for the layers after the masks."),
     click.option("--mirror", is_flag=True, help="Repair from each image and its mirror image, left to right: twice the samples."),
+    click.option("--shift", default=0, metavar="N",
+                 help="Repair from each image and the same shifted by up to N pixels, drawn by --seed: twice the samples."),
 )  # fmt: skip
 JUDGE = (
     click.option("--holdout", default=0.2, show_default=True, metavar="F",

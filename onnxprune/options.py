@@ -58,6 +58,7 @@ class Options:
     preprocess: Preprocess = field(default_factory=Preprocess)
     holdout: float = 0.2
     mirror: bool = False
+    shift: int = 0
     seed: int = 0
     min_agreement: float | None = None
     threads: int = 0
@@ -103,6 +104,8 @@ class Options:
             raise UsageError(f"--device {self.device!r} is not known; use auto, cpu, cuda or cuda:N")
         if self.threads < 0:
             raise UsageError(f"--threads {self.threads} is negative; give 1 or more, or 0 for all cores")
+        if self.shift < 0:
+            raise UsageError(f"--shift {self.shift} is negative; give how many pixels images are shifted by at most, or 0 for not at all")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative; give 0 or more")
         if self.min_agreement is not None:

@@ -150,8 +150,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """The samples a run used: how many were there, how many repaired the model and how many judged it.
-    ``mirrored``: the repair had their mirror images too."""
+    """The samples a run used: how many were there, repaired the model and judged it; ``mirrored`` and ``shifted`` (pixels) as asked."""
 
     paths: tuple[str, ...]
     available: int
@@ -159,6 +158,7 @@ class CalibrationReport:
     holdout: int
     batch_size: int
     mirrored: bool
+    shifted: int
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def sweep_of(**values: object) -> SweepReport:
     points = (RegimePoint(0.9, 0.4, "reconstruct", 0.9),)
     whole = SweepReport(
         model="models/net.onnx", sha256="ab" * 32, options={"alloc": ["erk", "lamp"]}, versions={"onnxprune": "0.1.0", "numpy": "2"},
-        provider="CPUExecutionProvider", calibration=CalibrationReport(("calib.npz",), 512, 410, 102, 32, False), labels=None,
+        provider="CPUExecutionProvider", calibration=CalibrationReport(("calib.npz",), 512, 410, 102, 32, False, 0), labels=None,
         measure="top1", output="logits", dense_accuracy=None, rows=tuple(rows), best=best,
         regimes=(Regime("erk", 0.5, 0.8, 0.9, 0.9, points), Regime("lamp", 0.5, 0.8, None, None, ())), seconds=18.0, notes=(),
     )  # fmt: skip

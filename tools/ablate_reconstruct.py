@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--holdout", type=float, default=0.2)
     parser.add_argument("--mirror", action="store_true")
+    parser.add_argument("--shift", type=int, default=0)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--start", type=float, default=numerics.START)
     parser.add_argument("--factor", type=float, default=numerics.FACTOR)
@@ -62,6 +63,7 @@ def main() -> None:
             samples=args.samples,
             holdout=args.holdout,
             mirror=args.mirror,
+            shift=args.shift,
             seed=seed,
             device="cpu",
             preprocess=how,

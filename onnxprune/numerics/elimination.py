@@ -113,8 +113,8 @@ def least(values: Floats, count: int) -> npt.NDArray[np.intp]:
 def inverse(A: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The inverse of a symmetric positive definite matrix (n, n), float64, exactly symmetric: T'T of the inverse T of Cholesky's factor.
 
-    Products are twice as fast as LAPACK's inverse. Halves of A^-1 itself would be faster still, but each level multiplies the error of the one
-    below by the condition: of 672 inputs with one of 2e4, in four levels, nothing was right.
+    Products are twice as fast as LAPACK's inverse. Halves of A^-1 itself would be faster still, but each level multiplies the error of
+    the one below by the condition: of 672 inputs with one of 2e4, in four levels, nothing was right.
     """
     T = np.zeros_like(A)
     _factor(A, T)
