@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ def page(results: Mapping[str, Mapping[str, Any]], wheels: Sequence[str]) -> str
             "",
             "    make zoo",
             "",
-            f"writes this page ({versions}, one core).",
+            f"writes this page ({versions}, {os.cpu_count()} cores).",
             "",
             "[models.md](models.md) is the table of what is supported.",
             "",

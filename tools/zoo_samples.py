@@ -130,7 +130,8 @@ def samples_of(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Array], in
     beside = path.with_suffix(".npz")
     if beside.exists():
         with np.load(beside) as stored:
-            return {name: stored[name][:COUNT] for name in stored.files}, 8
+            dims = model.graph.input[0].type.tensor_type.shape.dim
+            return {name: stored[name][:COUNT] for name in stored.files}, max(dims[0].dim_value if dims else 0, 0) or 8
     found, batch = KNOWN[path.stem]()
     names = [value.name for value in model.graph.input]
     return {name: np.ascontiguousarray(values) for name, values in found.items() if name in names or len(names) > 1}, batch
