@@ -7,8 +7,9 @@ Where that is not so (mirrored text and digits), it must not be asked for. What 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,9 @@ class Variants:
         yield from plain
         if self.shift:
             for number, images in enumerate(plain):
-                away = moves[:, number]
-                yield self._each(images, lambda value, axes, away=away: shifted(value, away, axes))
+                yield self._each(images, partial(shifted, moves[:, number]))
 
-    def _each(self, batch: Batch, change: Any) -> Batch:
+    def _each(self, batch: Batch, change: Callable[[NDArray[Any], tuple[int, int]], NDArray[Any]]) -> Batch:
         made = {}
         for name, value in batch.items():
             axes = self.axes.get(name)
@@ -90,7 +90,7 @@ def image_axes(specs: Sequence[InputSpec], flag: str) -> dict[str, tuple[int, in
     return axes
 
 
-def shifted(images: NDArray[Any], moves: Moves, axes: tuple[int, int]) -> NDArray[Any]:
+def shifted(moves: Moves, images: NDArray[Any], axes: tuple[int, int]) -> NDArray[Any]:
     """Each image moved down and to the right by its moves (N, 2); its first and last rows and columns fill what that uncovers."""
     made = np.empty_like(images)
     for image, move, out in zip(images, moves, made, strict=True):

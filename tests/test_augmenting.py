@@ -44,11 +44,11 @@ def test_each_sample_is_followed_by_its_mirror_image_by_hand():
 
 def test_what_a_shift_uncovers_is_filled_from_the_edge_by_hand():
     image = np.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    down_right = shifted(image, np.array([[1, 1]]), (2, 3))
+    down_right = shifted(np.array([[1, 1]]), image, (2, 3))
     np.testing.assert_array_equal(down_right[0, 0], [[1, 1, 2], [1, 1, 2], [4, 4, 5]])
-    up = shifted(image.transpose(0, 2, 3, 1), np.array([[-2, 0]]), (1, 2))
+    up = shifted(np.array([[-2, 0]]), image.transpose(0, 2, 3, 1), (1, 2))
     np.testing.assert_array_equal(up[0, :, :, 0], [[7, 8, 9]] * 3)
-    still, left = shifted(np.concatenate([image, image]), np.array([[0, 0], [0, -1]]), (2, 3))
+    still, left = shifted(np.array([[0, 0], [0, -1]]), np.concatenate([image, image]), (2, 3))
     np.testing.assert_array_equal(still, image[0])
     np.testing.assert_array_equal(left[0], [[2, 3, 3], [5, 6, 6], [8, 9, 9]])
 
@@ -117,7 +117,7 @@ def test_it_is_as_if_the_shifted_images_had_been_given_too(mirror, batch, size):
     with_option = onnxprune.prune(network(batch), x, mirror=mirror, shift=2, **options)
     plain = [x, x[..., ::-1]] if mirror else [x]
     moves = Variants({}, mirror, 2, 0).moves(12)
-    more = [shifted(images, moves[:, number], (2, 3)) for number, images in enumerate(plain)]
+    more = [shifted(moves[:, number], images, (2, 3)) for number, images in enumerate(plain)]
     whole = onnxprune.prune(network(batch), np.concatenate([*plain, *more]), **options)
     calibration = with_option.report.calibration
     assert (calibration.mirrored, calibration.shifted, calibration.repair) == (mirror, 2, 12)
