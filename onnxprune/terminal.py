@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report import AgreementReport, FileReport, OutputAgreement, Report, not_judged
+from onnxprune.report import AgreementReport, CalibrationReport, FileReport, OutputAgreement, Report, not_judged
 from onnxprune.sizes import readable
 from onnxprune.sweep_tables import choice_rows
 from onnxprune.tables import show_layers, show_skipped, table
@@ -37,13 +37,7 @@ def show_summary(console: Console, report: Report) -> None:
         rows += list(choice_rows(report.choice))
     rows.append(("dead channels", f"{report.dead_channels}"))
     if report.calibration is not None:
-        used = report.calibration
-        rows.append(
-            (
-                "samples",
-                f"{used.repair} for the repair, {used.holdout} held out, of {used.available}; batches of up to {used.batch_size}",
-            )
-        )
+        rows.append(("samples", samples_used(report.calibration)))
     if report.input is not None and report.output is not None:
         rows += [(name, f"{before} -> {after}{ratio}") for name, before, after, ratio in size_rows(report.input, report.output)]
     if report.provider is not None:
@@ -59,6 +53,13 @@ def show_summary(console: Console, report: Report) -> None:
     console.print(grid)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
+
+
+def samples_used(used: CalibrationReport) -> str:
+    """How many samples repaired and judged, and what was made of the first, in words."""
+    made = ["mirrored"] * used.mirrored + [f"shifted by up to {used.shifted} px"] * bool(used.shifted)
+    more = f" (also {' and '.join(made)})" if made else ""
+    return f"{used.repair} for the repair{more}, {used.holdout} held out, of {used.available}; batches of up to {used.batch_size}"
 
 
 def _others(report: Report) -> str:

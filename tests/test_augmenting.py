@@ -9,7 +9,9 @@ from models import build, node
 import onnxprune
 from onnxprune.augmenting import Variants, augmented, image_axes, shifted
 from onnxprune.errors import UsageError
+from onnxprune.report import CalibrationReport
 from onnxprune.runtime.preprocess import InputSpec
+from onnxprune.terminal import samples_used
 
 FLOAT = np.dtype(np.float32)
 
@@ -155,3 +157,17 @@ def test_a_model_without_images_is_refused():
         onnxprune.prune(model, np.ones((9, 4), np.float32), sparsity=0.5, mirror=True)
     with pytest.raises(UsageError, match="--shift"):
         onnxprune.prune(model, np.ones((9, 4), np.float32), sparsity=0.5, shift=1)
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "shifted", "more"),
+    [
+        (False, 0, ""),
+        (True, 0, " (also mirrored)"),
+        (False, 3, " (also shifted by up to 3 px)"),
+        (True, 4, " (also mirrored and shifted by up to 4 px)"),
+    ],
+)
+def test_the_summary_says_what_was_made_of_the_images(mirrored, shifted, more):
+    used = CalibrationReport(("x.npz",), 100, 64, 16, 8, mirrored, shifted)
+    assert samples_used(used) == f"64 for the repair{more}, 16 held out, of 100; batches of up to 8"
