@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
 from onnxprune.runtime.preprocess import InputSpec
+from onnxprune.runtime.stream import Batch
 
 CHANNELS = (1, 3, 4)
-Batch = dict[str, NDArray[Any]]
 Moves = NDArray[np.int64]
 """How far down and to the right each sample goes, in pixels, int64 (N, 2)."""
 

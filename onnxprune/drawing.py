@@ -40,8 +40,8 @@ class Taken:
     split: Split
     batch_size: int
     axes: Axes
-    variants: Variants | None
-    """What is made of each image for the repair; None without --mirror and --shift."""
+    variants: Variants
+    """What is made of each image for the repair: nothing without --mirror and --shift."""
     stamps: Mapping[Path, tuple[int, int]]
     """Time (ns) and size of every file when the samples were drawn."""
 
@@ -106,7 +106,7 @@ class Taken:
     def repairing(self) -> Iterator[Batch]:
         """The batches of the repair, with what was asked for to be made of their images."""
         rows, variants = self.split.repair, self.variants
-        if variants is None:
+        if variants.count == 1:
             return self.batches(rows)
         moves = variants.moves(len(rows))
         each = (moves[np.searchsorted(rows, run)] for run in self._runs(rows, self._originals))
@@ -124,12 +124,12 @@ class Taken:
     def repairs(self) -> int:
         """How many batches the repair has."""
         given = len(self._runs(self.split.repair, self._originals))
-        return given * self.variants.count // self._together if self.variants else given
+        return given * self.variants.count // self._together
 
     @property
     def _together(self) -> int:
         """How many images made of one stand in a batch."""
-        return self.variants.together(self.batch_size) if self.variants else 1
+        return self.variants.together(self.batch_size)
 
     @property
     def _originals(self) -> int:
@@ -140,9 +140,8 @@ class Taken:
     def report(self) -> CalibrationReport:
         """The numbers for the report."""
         repair, holdout = len(self.split.repair), len(self.split.holdout)
-        made = self.variants
-        mirrored, shifted = (made.mirror, made.shift) if made else (False, 0)
-        return CalibrationReport(self.samples.paths, self.samples.count, repair, holdout, self.batch_size, mirrored, shifted)
+        found, made = self.samples, self.variants
+        return CalibrationReport(found.paths, found.count, repair, holdout, self.batch_size, made.mirror, made.shift)
 
 
 def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, holdout: float) -> Taken:
@@ -169,10 +168,8 @@ def draw(calib: Calib, model: onnx.ModelProto, options: Options, kind: str, *, h
     split = calibration.split(
         samples.count, limit=options.samples, holdout=holdout, seed=options.seed, fixed_batch=fixed, kinds=samples.kinds
     )
-    variants = None
-    if options.mirror or options.shift:
-        flag = "--mirror" if options.mirror else "--shift"
-        variants = Variants(image_axes(specs, flag), options.mirror, options.shift, options.seed)
+    asked = "--mirror" if options.mirror else "--shift" if options.shift else None
+    variants = Variants(image_axes(specs, asked) if asked else {}, options.mirror, options.shift, options.seed)
     stamps = {path: _stamp(path) for path in files_of(samples)}
     taken = Taken(samples, split, fixed or options.batch_size or MOST, axes, variants, stamps, least=fixed or 1)
     elements = held(model, {name: value.shape for name, value in taken.first().items()}) if kind == "cpu" else None
