@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from onnxprune.feeding import fixed_batch, input_specs
+
 COUNT = 64
 Array = NDArray[Any]
 
@@ -130,8 +132,7 @@ def samples_of(path: Path, model: onnx.ModelProto) -> tuple[dict[str, Array], in
     beside = path.with_suffix(".npz")
     if beside.exists():
         with np.load(beside) as stored:
-            dims = model.graph.input[0].type.tensor_type.shape.dim
-            return {name: stored[name][:COUNT] for name in stored.files}, max(dims[0].dim_value if dims else 0, 0) or 8
+            return {name: stored[name][:COUNT] for name in stored.files}, fixed_batch(input_specs(model)) or 8
     found, batch = KNOWN[path.stem]()
     names = [value.name for value in model.graph.input]
     return {name: np.ascontiguousarray(values) for name, values in found.items() if name in names or len(names) > 1}, batch
