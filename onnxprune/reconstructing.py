@@ -163,13 +163,13 @@ def _solve(
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
-    found = reconstruct(fit, held if held.count else None, dense, keep[point.layer.weight], pattern=layout, importance=counts, both=False)
+    whole, apart = (fit.merge(held), (fit, held)) if held.count else (fit, None)
+    found = reconstruct(whole, apart, dense, keep[point.layer.weight], pattern=layout, importance=counts)
     better = found.error_after < least
-    factor = factor_of(found.weight, fit, held, *rows.apart()) if last and better and held.count else 1.0
-    after = held.error(factor * found.weight, fit.shift(factor * found.weight), counts) if factor > 1 else found.error_after
-    more, whole = held.count > 0, fit.merge(held, overwrite=True)
-    del fit, held, measure  # hundreds of megabytes in a large layer
-    weight = factor * (refit(whole, dense, found.mask, found.ridge, found.weight) if better and more else found.weight)
+    factor = factor_of(found.blind, fit, held, *rows.apart()) if last and better and apart else 1.0
+    after = held.error(factor * found.blind, fit.shift(factor * found.blind), counts) if factor > 1 else found.error_after
+    del fit, held, apart, measure  # hundreds of megabytes in a large layer
+    weight = factor * found.weight
     if not (better and _fits(constants, point, weight, whole)):
         gains = channel_gains(whole, masked)
         weight = masked * gains[:, None]

@@ -26,7 +26,8 @@ ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
 RIDGE = 1e-2
-RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (1e-1, 1.0, 10.0)))  # from so many rows an input on, the best of these
+RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (3e-2, 1e-1, 1.0)))  # from so many rows an input on, the best of these;
+FIRST = 3e-2  # the support is chosen with the one nearest to this
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -157,12 +158,13 @@ def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArra
 class Reconstruction:
     """A repaired layer: weight (C, K) float64, zero where mask (C, K) bool is False; shift (C,) float64, its bias.
 
-    error_after: relative (`Gram.error`) and, where rows were held out, measured on those with weights that never saw them.
-    ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on the rows solved on
-    after each.
+    blind: (C, K) weights on the same support that saw only the rows to solve on; those of `weight` where no rows were held out.
+    error_after: relative (`Gram.error`), of the blind weights on the rows held out, where there are some.
+    ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on all rows after each.
     """
 
     weight: Floats
+    blind: Floats
     shift: Floats
     mask: Bools
     error_after: float
@@ -182,8 +184,8 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
 
 
 def reconstruct(
-    fit: Gram,
-    held: Gram | None,
+    whole: Gram,
+    apart: tuple[Gram, Gram] | None,
     w0: npt.NDArray[Any],
     keep: int,
     *,
@@ -193,49 +195,45 @@ def reconstruct(
     fine: float = FINE,
     pattern: tuple[int, int, int] | None = None,
     importance: Floats | None = None,
-    both: bool = True,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
-    fit: rows to solve on; held: rows to measure on and to choose of ``ridges`` by (None: by the number
-    of rows, `RIDGES`), in the end solved on too.
+    whole: all rows, on which the support is chosen and the weights are solved.
+    apart: the same rows in two parts: weights solved on the first and measured on the second choose of ``ridges`` (None: by the number
+    of rows, `RIDGES`) and give the error; None: no rows are held out.
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
     importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
     On a given support it changes no weight; errors count it in.
     start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does.
-    both: solve once more on the chosen support, on fit and held together; without it the caller may, and saves their sum.
     """
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
-    measure = held if held is not None and held.count else fit
+    fit, measure = apart or (whole, whole)
     if ridges is None:
-        ridges = (RIDGE,) if measure is fit else next(choice for least, choice in RIDGES if fit.count >= least * K)
-    if (len(fit.x_mean), fit.x_mean.shape[1], len(fit.y_mean)) != (len(fit.xx), K, C) or not 0 <= keep <= w0.size:
-        raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {fit.x_mean.shape} inputs and {fit.y_mean.shape} outputs")
-    if fit.count == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
+        ridges = (RIDGE,) if apart is None else next(choice for least, choice in RIDGES if fit.count >= least * K)
+    if (len(whole.x_mean), whole.x_mean.shape[1], len(whole.y_mean)) != (len(whole.xx), K, C) or not 0 <= keep <= w0.size:
+        raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {whole.x_mean.shape} inputs and {whole.y_mean.shape} outputs")
+    if min(fit.count, measure.count) == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
         raise ValueError(f"{fit.count} rows, ridges {tuple(ridges)}, factor {factor}, start {start}: want > 0, all > 0, > 1, >= 1")
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
-    middle = sorted(ridges)[len(ridges) // 2]
-    lam = ridge_of(fit, middle)
-    asked = fit.xy / fit.count * unit.reshape(len(fit.xy), 1, -1)
-    mask, weight, gains = thin(fit.xx, asked, w0 * unit[:, None], lam, sizes, pattern, fit.count, near)
+    first = min(ridges, key=lambda r: abs(np.log(r / FIRST)))
+    asked = whole.xy / whole.count * unit.reshape(len(whole.xy), 1, -1)
+    mask, weight, gains = thin(whole.xx, asked, w0 * unit[:, None], ridge_of(whole, first), sizes, pattern, whole.count, near)
     weight /= unit[:, None]
-    power = max(float(fit.yy @ unit**2) / fit.count, np.finfo(float).tiny)
+    power = max(float(whole.yy @ unit**2) / whole.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
-    trials = {r: weight if r == middle else refit(fit, w0, mask, r, weight) for r in ridges}
-    errors = {r: measure.error(w, fit.shift(w), importance) for r, w in trials.items()}
+    blind = {r: weight if r == first and apart is None else refit(fit, w0, mask, r, weight) for r in ridges}
+    errors = {r: measure.error(w, fit.shift(w), importance) for r, w in blind.items()}
     ridge = min(ridges, key=lambda r: errors[r])
-    weight, whole = trials[ridge], fit
-    if both and measure is not fit:
-        whole = fit.merge(measure)
-        weight = refit(whole, w0, mask, ridge, weight)
-    return Reconstruction(weight, whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
+    if ridge != first:
+        weight = blind[ridge] if apart is None else refit(whole, w0, mask, ridge, weight)
+    return Reconstruction(weight, blind[ridge], whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
 
 
 def ridge_of(gram: Gram, ridge: float) -> Floats:

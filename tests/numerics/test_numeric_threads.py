@@ -76,7 +76,7 @@ def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, group
             fit, held = (Gram.from_batch(x[part], y[part], groups) for part in (slice(4000), slice(4000, None)))
             made = [fit.xx, fit.xy, fit.power(weight.astype(np.float64))]
             for keep in (0.2, 0.7, 1.0):
-                solved = reconstruct(fit, held, weight, int(weight.size * keep))
+                solved = reconstruct(fit.merge(held), (fit, held), weight, int(weight.size * keep))
                 made += [solved.weight, solved.shift, solved.curve, solved.error_after]
             mean = fit.x_mean[0]
             moments = Products(4000, 4000 * mean, fit.xx[0] + 4000 * np.outer(mean, mean)).moments(weight, np.zeros(outputs))

@@ -272,17 +272,32 @@ def test_two_of_four_holds_exactly_in_every_block(kernel):
     assert len(result.steps) > 1
 
 
-def test_held_rows_choose_the_ridge_and_are_solved_on_in_the_end():
+def test_held_rows_choose_the_ridge_and_all_rows_the_support_and_the_weights():
     x, w0, y = correlated(30, 24, 8)  # about as many rows as weights: without a pull it overfits
     noise = np.random.default_rng(6).standard_normal((30, 8)) * 5
     fit, (hx, _, hy) = Gram.from_batch(x, y + noise), correlated(400, 24, 8)
     held = Gram.from_batch(hx, hx @ w0.T + hy.mean(0) * 0)
-    result = reconstruct(fit, held, w0, 150, ridges=(1e-6, 1e-2, 1.0))
-    alone = [reconstruct(fit, held, w0, 150, ridges=(r,)).error_after for r in (1e-6, 1e-2, 1.0)]
-    assert result.ridge > 1e-6
-    assert result.error_after <= min(alone[0], alone[1]) + 1e-12
-    np.testing.assert_allclose(result.weight, refit(fit.merge(held), w0, result.mask, result.ridge), rtol=1e-12)
-    np.testing.assert_allclose(result.shift, fit.merge(held).shift(result.weight), rtol=1e-12)
+    whole, trials = fit.merge(held), (1e-6, 1e-2, 1.0)
+    result = reconstruct(whole, (fit, held), w0, 150, ridges=trials)
+    errors = {r: held.error(w, fit.shift(w)) for r in trials for w in (refit(fit, w0, result.mask, r),)}
+    assert result.ridge == min(trials, key=errors.__getitem__) > 1e-6
+    np.testing.assert_allclose(result.error_after, errors[result.ridge], rtol=1e-9)
+    np.testing.assert_allclose(result.blind, refit(fit, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.shift, whole.shift(result.weight), rtol=1e-12)
+    np.testing.assert_array_equal(result.mask, reconstruct(whole, None, w0, 150, ridges=(1e-2,)).mask)
+
+
+def test_the_ridge_in_the_middle_needs_no_second_solution_on_all_rows():
+    """The support is chosen with it, and where it is the best, the weights that came with the support are the solution."""
+    x, w0, y = correlated(300, 24, 8)
+    fit, held = Gram.from_batch(x[:200], y[:200]), Gram.from_batch(x[200:], y[200:])
+    whole = fit.merge(held)
+    result = reconstruct(whole, (fit, held), w0, 150, ridges=(1e-4, 1e-2, 10.0))
+    for ridge in (1e-4, 1e-2, 10.0):
+        alone = reconstruct(whole, (fit, held), w0, 150, ridges=(ridge,))
+        np.testing.assert_allclose(alone.weight, refit(whole, w0, alone.mask, ridge), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
 
 
 def test_the_curve_is_the_error_on_the_solved_rows_and_rises_as_the_support_falls():
