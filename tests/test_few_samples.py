@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from networks import run
+
 from onnxprune import prune
 from onnxprune.graph.model import load
 
@@ -16,7 +16,8 @@ from onnxprune.graph.model import load
 def test_thirty_two_images_of_a_real_network(reference: Path) -> None:
     """ResNet-56 at 0.9: much nearer to the dense outputs than the channel repair from as many.
 
-    Where the support is chosen without the half of the images that is held out, 0.631 of the classes agree and eight layers fall back; now 0.701 and one.
+    Where the support is chosen without the half of the images that is held out, .631 of the classes agree and eight layers fall back; now
+    .701 and one.
     """
     path = reference / "cifar10" / "resnet56.onnx"
     images = np.load(reference / "cifar10" / "calib.npz")["x"].astype(np.float32) / 255
