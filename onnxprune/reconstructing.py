@@ -164,7 +164,7 @@ def _solve(
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     whole, apart = (fit.merge(held), (fit, held)) if held.count else (fit, None)
-    found = reconstruct(whole, apart, dense, keep[point.layer.weight], pattern=layout, importance=counts)
+    found = reconstruct(whole, apart, dense, keep[point.layer.weight], pattern=layout, importance=counts, unseen=last)
     better = found.error_after < least
     factor = factor_of(found.blind, fit, held, *rows.apart()) if last and better and apart else 1.0
     after = held.error(factor * found.blind, fit.shift(factor * found.blind), counts) if factor > 1 else found.error_after

@@ -19,7 +19,8 @@ from onnxprune.graph import layers
 from onnxprune.graph.points import points
 from onnxprune.numerics.agreement import agreement
 from onnxprune.numerics.allocation import keep_total
-from onnxprune.numerics.reconstruct import RIDGES, Gram
+from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.ridges import BY_ROWS, UNSEEN
 from onnxprune.report import to_json
 from onnxprune.scores import factor_of, scores_of
 
@@ -783,7 +784,7 @@ def test_the_report_says_what_was_done(name: str) -> None:
         assert entry.steps[-1] == entry.kept
         assert list(entry.steps) == sorted(set(entry.steps), reverse=True)
         assert entry.steps[0] < entry.weights
-        assert entry.ridge in {ridge for _, choice in RIDGES for ridge in choice}
+        assert entry.ridge in {ridge for _, choice in [*(entry for _, entry in BY_ROWS), UNSEEN] for ridge in choice}
         assert entry.relative_error_before is not None and entry.relative_error_after is not None
         assert 0 <= entry.relative_error_after < entry.relative_error_before
         assert entry.variance_error_before is not None and entry.variance_error_after is not None

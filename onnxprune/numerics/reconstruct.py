@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Bools, Floats, among
+from onnxprune.numerics.ridges import RIDGE, candidates
 from onnxprune.numerics.supports import schedule, sizes_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.threads import one_each, product, side_by_side
@@ -25,9 +26,6 @@ from onnxprune.numerics.threads import one_each, product, side_by_side
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
-RIDGE = 1e-2
-RIDGES = ((8.0, (RIDGE,)), (1.0, (1e-2, 3e-2, 1e-1)), (0.0, (3e-2, 1e-1, 1.0)))  # from so many rows an input on, the best of these;
-FIRST = 3e-2  # the support is chosen with the one nearest to this
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -160,7 +158,8 @@ class Reconstruction:
 
     blind: (C, K) weights on the same support that saw only the rows to solve on; those of `weight` where no rows were held out.
     error_after: relative (`Gram.error`), of the blind weights on the rows held out, where there are some.
-    ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on all rows after each.
+    ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on the rows that chose the
+    support after each.
     """
 
     weight: Floats
@@ -195,44 +194,50 @@ def reconstruct(
     fine: float = FINE,
     pattern: tuple[int, int, int] | None = None,
     importance: Floats | None = None,
+    unseen: bool = False,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
     whole: all rows, on which the support is chosen and the weights are solved.
     apart: the same rows in two parts: weights solved on the first and measured on the second choose of ``ridges`` (None: by the number
-    of rows, `RIDGES`) and give the error; None: no rows are held out.
+    of rows, `ridges.candidates`) and give the error; None: no rows are held out.
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
     importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
     On a given support it changes no weight; errors count it in.
     start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does.
+    unseen: with fewer rows than inputs the support is chosen on the first part alone, so that nothing has seen the rows held out.
     """
     w0 = np.asarray(w0, np.float64)
     C, K = w0.shape
     fit, measure = apart or (whole, whole)
-    if ridges is None:
-        ridges = (RIDGE,) if apart is None else next(choice for least, choice in RIDGES if fit.count >= least * K)
+    unseen = unseen and apart is not None and fit.count < K
+    first, tried = (RIDGE, (RIDGE,)) if apart is None else candidates(fit.count, K, unseen=unseen)
+    if ridges is not None:
+        first, tried = sorted(ridges)[len(ridges) // 2] if ridges else 0.0, ridges
     if (len(whole.x_mean), whole.x_mean.shape[1], len(whole.y_mean)) != (len(whole.xx), K, C) or not 0 <= keep <= w0.size:
         raise ValueError(f"keep {keep} of weights {w0.shape} with rows of {whole.x_mean.shape} inputs and {whole.y_mean.shape} outputs")
-    if min(fit.count, measure.count) == 0 or not ridges or min(ridges) <= 0 or factor <= 1 or start < 1:
-        raise ValueError(f"{fit.count} rows, ridges {tuple(ridges)}, factor {factor}, start {start}: want > 0, all > 0, > 1, >= 1")
+    if min(fit.count, measure.count) == 0 or not tried or min(tried) <= 0 or factor <= 1 or start < 1:
+        raise ValueError(f"{fit.count} rows, ridges {tuple(tried)}, factor {factor}, start {start}: want > 0, all > 0, > 1, >= 1")
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
-    first = min(ridges, key=lambda r: abs(np.log(r / FIRST)))
-    asked = whole.xy / whole.count * unit.reshape(len(whole.xy), 1, -1)
-    mask, weight, gains = thin(whole.xx, asked, w0 * unit[:, None], ridge_of(whole, first), sizes, pattern, whole.count, near)
+    rows = fit if unseen else whole
+    asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
+    mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near)
     weight /= unit[:, None]
-    power = max(float(whole.yy @ unit**2) / whole.count, np.finfo(float).tiny)
+    power = max(float(rows.yy @ unit**2) / rows.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
-    blind = {r: weight if r == first and apart is None else refit(fit, w0, mask, r, weight) for r in ridges}
+    blind = {r: weight if r == first and rows is fit else refit(fit, w0, mask, r, weight) for r in tried}
     errors = {r: measure.error(w, fit.shift(w), importance) for r, w in blind.items()}
-    ridge = min(ridges, key=lambda r: errors[r])
-    if ridge != first:
-        weight = blind[ridge] if apart is None else refit(whole, w0, mask, ridge, weight)
+    ridge = min(tried, key=lambda r: errors[r])
+    if apart is None:
+        weight = blind[ridge]
+    elif unseen or ridge != first:
+        weight = refit(whole, w0, mask, ridge, weight)
     return Reconstruction(weight, blind[ridge], whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
 
 

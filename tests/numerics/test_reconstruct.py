@@ -300,6 +300,26 @@ def test_the_ridge_in_the_middle_needs_no_second_solution_on_all_rows():
     np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("rows", "few"), [(20, True), (60, False)])
+def test_rows_that_nothing_has_seen(rows, few):
+    """With fewer rows than inputs the support is that of the first part alone, and the error that of a solution which saw no other."""
+    x, w0, y = correlated(rows + 10, 24, 8)
+    fit, held = Gram.from_batch(x[:rows], y[:rows]), Gram.from_batch(x[rows:], y[rows:])
+    whole = fit.merge(held)
+    result = reconstruct(whole, (fit, held), w0, 60, unseen=True)
+    alone = reconstruct(fit, None, w0, 60, ridges=(1.0,))
+    seen = reconstruct(whole, (fit, held), w0, 60)
+    assert np.array_equal(result.mask, alone.mask) == few
+    assert np.array_equal(result.mask, seen.mask) != few
+    assert result.ridge in ((0.1, 1.0, 10.0) if few else (0.01, 0.03, 0.1))
+    blind = refit(fit, w0, result.mask, result.ridge)
+    np.testing.assert_allclose(result.blind, blind, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.error_after, held.error(blind, fit.shift(blind)), rtol=1e-9)
+    np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
+    if few:
+        assert result.error_after > seen.error_after  # which is flattered: its support saw the rows
+
+
 def test_the_curve_is_the_error_on_the_solved_rows_and_rises_as_the_support_falls():
     x, w0, y = correlated(200, 30, 12, groups=3)
     gram = Gram.from_batch(x, y, 3)
