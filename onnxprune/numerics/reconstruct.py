@@ -26,6 +26,7 @@ from onnxprune.numerics.threads import one_each, product, side_by_side
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
+FEW_HELD = 6  # held-out rows, where they are one in fewer than so many, have a part in choosing the support
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -198,9 +199,10 @@ def reconstruct(
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
-    whole: all rows, on which the support is chosen and the weights are solved.
+    whole: all rows, on which the weights are solved.
     apart: the same rows in two parts: weights solved on the first and measured on the second choose of ``ridges`` (None: by the number
-    of rows, `ridges.candidates`) and give the error; None: no rows are held out.
+    of rows, `ridges.candidates`) and give the error; None: no rows are held out. The support is chosen on the first part, and on all rows
+    where the second is more than one in `FEW_HELD` of them.
     w0: (C, K) the dense weights with their BatchNorm folded in, so that explicit and folded models are one problem.
     pattern: (n, m, kernel) for n of every m weights along the input-channel axis, K being (in/group, *kernel);
     keep is C*K*n/m then.
@@ -225,7 +227,7 @@ def reconstruct(
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
-    rows = fit if unseen else whole
+    rows = fit if unseen or measure.count * FEW_HELD < whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
     mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near)
     weight /= unit[:, None]
@@ -236,7 +238,7 @@ def reconstruct(
     ridge = min(tried, key=lambda r: errors[r])
     if apart is None:
         weight = blind[ridge]
-    elif unseen or ridge != first:
+    elif rows is fit or ridge != first:
         weight = refit(whole, w0, mask, ridge, weight)
     return Reconstruction(weight, blind[ridge], whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
 

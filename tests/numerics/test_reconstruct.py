@@ -300,10 +300,25 @@ def test_the_ridge_in_the_middle_needs_no_second_solution_on_all_rows():
     np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, result.ridge), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("held_out", "part"), [(40, "first"), (60, "all")])
+def test_rows_held_out_have_a_part_in_the_support_where_they_are_many(held_out, part):
+    """Of 300 rows more than 50: a sixth."""
+    x, w0, y = correlated(300, 24, 8)
+    fit, held = (Gram.from_batch(x[rows], y[rows]) for rows in (slice(held_out, None), slice(held_out)))
+    whole = fit.merge(held)
+    result = reconstruct(whole, (fit, held), w0, 60)
+    supports = {"first": fit, "all": whole}
+    masks = {name: reconstruct(rows, None, w0, 60, ridges=(1e-2,)).mask for name, rows in supports.items()}
+    assert not np.array_equal(*masks.values())
+    np.testing.assert_array_equal(result.mask, masks[part])
+    np.testing.assert_allclose(result.weight, refit(whole, w0, result.mask, 1e-2), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.blind, refit(fit, w0, result.mask, 1e-2), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("rows", "few"), [(20, True), (60, False)])
 def test_rows_that_nothing_has_seen(rows, few):
     """With fewer rows than inputs the support is that of the first part alone, and the error that of a solution which saw no other."""
-    x, w0, y = correlated(rows + 10, 24, 8)
+    x, w0, y = correlated(rows + 20, 24, 8)
     fit, held = Gram.from_batch(x[:rows], y[:rows]), Gram.from_batch(x[rows:], y[rows:])
     whole = fit.merge(held)
     result = reconstruct(whole, (fit, held), w0, 60, unseen=True)
