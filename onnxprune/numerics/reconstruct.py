@@ -26,7 +26,7 @@ from onnxprune.numerics.threads import one_each, product, side_by_side
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
-FEW_HELD = 6  # held-out rows, where they are one in fewer than so many, have a part in choosing the support
+FEW_HELD = 6  # held-out rows have a part in choosing the support where they are more than one in so many
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
 FINE = 1.05  # by elimination, 1/FINE
 START = 16.0  # the first support, in units of the last
@@ -227,7 +227,7 @@ def reconstruct(
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
     steps = [*sizes[:-1], *near] if near else sizes
-    rows = fit if unseen or measure.count * FEW_HELD < whole.count else whole
+    rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
     mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near)
     weight /= unit[:, None]
