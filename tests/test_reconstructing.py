@@ -453,14 +453,10 @@ def test_layers_before_the_first_pruned_one_stay() -> None:
 # ---- what cannot be solved, and what does not help
 
 
-def test_rows_that_tell_nothing_of_others_fall_back_to_the_channel_repair() -> None:
-    """160 inputs that vary along one line in the rows to solve on: what was fitted does not hold on the batch held out, the fifth."""
+def test_more_unknowns_than_rows_falls_back_to_the_channel_repair() -> None:
+    """160 inputs of noise and 24 rows to solve on: what was fitted does not hold on other rows."""
     dense = chain((160,), ("Gemm", (160, 2), {}))
-    x = samples(32, (160,))
-    line = np.random.default_rng(2).standard_normal(160)
-    for rows in (slice(16), slice(20, None)):
-        x[rows] = np.outer(x[rows, 2], line)
-    result = prune(dense, x, sparsity=0.5, repair="reconstruct", holdout=0, batch_size=4)
+    result = prune(dense, samples(32, (160,)), sparsity=0.2, repair="reconstruct", holdout=0, batch_size=4)
     sane(result, dense)
     (entry,) = result.report.layers
     assert entry.repair == "channel"
@@ -473,6 +469,7 @@ def test_rows_that_tell_nothing_of_others_fall_back_to_the_channel_repair() -> N
         np.testing.assert_allclose(ratio[kept[:, c], c], ratio[kept[:, c], c].mean(), rtol=1e-5)
     assert np.abs(before[kept]).min() >= np.abs(before[~kept]).max()
     # mean and variance of every output are the dense ones, on all rows
+    x = samples(32, (160,))
     was, now = run(dense, {"x": x})["y"], run(result.model, {"x": x})["y"]
     np.testing.assert_allclose(now.mean(0), was.mean(0), atol=1e-4)
     np.testing.assert_allclose(now.std(0), was.std(0), rtol=1e-4)
