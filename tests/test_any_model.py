@@ -451,6 +451,20 @@ def test_local_functions():
         assert result.model.graph.node[-1].op_type == "Add"  # w2 had no bias
 
 
+def test_a_function_that_gives_what_a_new_node_reads():
+    """A Gemm's bias that a call makes is scaled by a new Mul, which stands behind the call."""
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18, "local" : 1]>
+    g (float[N,8] x) => (float[N,5] y) {
+      [call] c = local.level (x)
+      [last] y = Gemm <transB=1> (x, w, c)
+    }
+    <domain: "local", opset_import: ["" : 18]>
+    level (i) => (o) { m = ReduceMean <keepdims=1> (i)  z = Sub (m, m)  o = Exp (z) }""")
+    model.graph.initializer.append(numpy_helper.from_array(rand(np.random.default_rng(0), 5, 8), "w"))
+    result = pruned(model, {"x": rows(8)}, repair="channel")
+    assert [entry.op_type for entry in result.model.graph.node][:3] == ["level", "Mul", "Gemm"]
+
+
 def test_a_gain_that_float16_cannot_hold_is_cut():
     w = np.full((4, 2), 6e4, np.float16)
     w[1:] = np.float16(5e4) * np.array([[1], [-1], [1]], np.float16)

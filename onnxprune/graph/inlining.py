@@ -44,7 +44,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         for key, tensor in _own(function):
             tensor.doc_string = f"{SHARED}{key}"
         for node in function.node:
-            node.doc_string = f"{CALLED}{function.name}"
+            node.doc_string = f"{CALLED}local function {function.name!r}"
         _raise_opset(function, opset_of(model))
     try:
         return onnx.inliner.inline_local_functions(marked)
@@ -71,7 +71,7 @@ def _raise_opset(function: onnx.FunctionProto, version: int) -> None:
 
 
 def called_from(node: onnx.NodeProto) -> str:
-    """The local function that a node of a working copy comes from, empty for one of the main graph."""
+    """The local function, or the branch, that a node of a working copy comes from, in words; empty for one of the main graph."""
     return node.doc_string[len(CALLED) :] if node.doc_string.startswith(CALLED) else ""
 
 
@@ -94,6 +94,7 @@ def restored(
     result.graph.initializer.extend(tensor for tensor in working.graph.initializer if tensor.name in added)
     nodes: list[onnx.NodeProto] = []
     given, done = list(original.graph.node), 0  # of the original's nodes, how many are there
+    makers = {name: number for number, node in enumerate(given) for name in node.output if name}
     for node in working.graph.node:
         if node.doc_string.startswith(MAIN):
             number = int(node.doc_string[len(MAIN) :])
@@ -106,7 +107,9 @@ def restored(
             kept.output.extend(node.output)
             nodes.append(kept)
         elif node.name in added:
-            nodes.append(node)
+            behind = max(done - 1, *(makers.get(name, -1) for name in node.input))  # it may read what a call gives
+            nodes.extend([*given[done : behind + 1], node])
+            done = behind + 1
     nodes.extend(given[done:])
     del result.graph.node[:]
     result.graph.node.extend(nodes)

@@ -218,4 +218,4 @@ def _foreign_values(norm: Norm, graph: _Graph, constants: Constants) -> str | No
     names = [graph.nodes[at].input[place] if at >= 0 and place < len(graph.nodes[at].input) else "" for at, place in held]
     if all(name and constants.private(name) for name in names):
         return None
-    return f"it has no scale and bias of its own, inside the local function {where!r}"
+    return f"it has no scale and bias of its own, inside the {where}"

@@ -156,7 +156,7 @@ def with_norm(use: Use, around: Neighbours, norms: Mapping[int, Norm]) -> Use:
 
 
 def bound(use: Use, shared: bool, around: Neighbours, constants: Constants) -> Use:
-    """The use, marked as one that cannot be repaired where its node comes from a local function and the repair needs more than values.
+    """The use, marked as one that cannot be repaired where its node comes from a function or a branch and needs more than values.
 
     ``shared`` says that other uses read the weight too.
     """
@@ -170,11 +170,11 @@ def bound(use: Use, shared: bool, around: Neighbours, constants: Constants) -> U
     if use.norm is not None:
         held = [around.nodes[use.norm.node].input[at] for at in range(1, 5)]
         if not all(constants.private(name) for name in held):
-            reason = "its BatchNormalization is shared by several calls"
+            reason = "its BatchNormalization is shared"
     elif use.bias is None:
         reason = "it has no bias"
     elif not constants.private(around.nodes[use.bias.node].input[use.bias.index]):
-        reason = "its bias is shared by several calls"
+        reason = "its bias is shared"
     elif shared:
-        reason = "its weight is shared by several calls"
-    return replace(use, unrepaired=f"{reason}, inside the local function {where!r}") if reason else use
+        reason = "its weight is shared"
+    return replace(use, unrepaired=f"{reason}, inside the {where}") if reason else use
