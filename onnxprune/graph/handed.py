@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from onnxprune.graph.complete import nbytes
 from onnxprune.graph.mapped import give, is_mapped, refer, values_of
+from onnxprune.graph.walk import names_read
 
 LEAST = 1 << 16
 """Bytes from which on values are handed over; smaller ones are quicker inside."""
@@ -28,15 +29,18 @@ def apart(model: onnx.ModelProto, least: int = LEAST) -> tuple[onnx.ModelProto, 
     """The model, and by name the values (in their shape) and ONNX types of those initializers that it no longer has inside.
 
     They are those that were left in files, and those of ``least`` bytes and more. A type that NumPy has not is given as unsigned integers
-    of its size.
+    of its size. What nothing reads is in neither: the runtime drops it as it loads the model, and then refuses its values.
     """
     slim, values = onnx.ModelProto(), {}
     fed = {value.name for value in model.graph.input}
+    read = set(names_read(model.graph))
     give(model, slim, "graph")
     give(model.graph, slim.graph, "initializer")
     for tensor in model.graph.initializer:
         if not (is_mapped(tensor) or (_whole(tensor) and nbytes(tensor) >= least and tensor.name not in fed)):
             slim.graph.initializer.append(tensor)
+            continue
+        if tensor.name not in read:
             continue
         array = values_of(tensor) if is_mapped(tensor) else _inside(tensor)
         if array.dtype.kind == "V" or array.dtype.name == "bfloat16":

@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from networks import twins
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune import prune
 from onnxprune.graph.handed import ALIGNED, LEAST, TYPES, apart
 from onnxprune.runtime import session
 from onnxprune.runtime.device import Device
@@ -24,9 +26,10 @@ def tensor(name: str, kind: int, *shape: int) -> TensorProto:
 
 
 def model_of(*initializers: TensorProto, fed: tuple[str, ...] = ()) -> onnx.ModelProto:
-    """y = x, with all that a model may have beside its nodes."""
+    """y = x, a node that reads all else, and all that a model may have beside its nodes."""
     inputs = [value("x", 1, ["N", 4]), *(value(t.name, t.data_type, list(t.dims)) for t in initializers if t.name in fed)]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "net", inputs, [value("y", 1, ["N", 4])], list(initializers))
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("F", [entry.name for entry in initializers], [], domain="own")]
+    graph = helper.make_graph(nodes, "net", inputs, [value("y", 1, ["N", 4])], list(initializers))
     graph.doc_string = "a graph"
     graph.value_info.append(value("z", 1, [3]))
     function = helper.make_function("own", "F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 17)])
@@ -74,6 +77,21 @@ def test_values_lie_where_they_always_lie():
 def test_the_least_size_is_that_of_the_values():
     exact = tensor("exact", TensorProto.FLOAT, LEAST // 4)
     assert set(apart(model_of(exact, tensor("less", TensorProto.FLOAT16, LEAST // 2 - 1)))[1]) == {"exact"}
+
+
+@pytest.mark.parametrize("repair", ["channel", "reconstruct"])
+def test_what_nothing_reads_is_left_out(repair):
+    """The runtime takes a model with a large tensor that no node reads, so we do; the file that goes out still has it."""
+    unread = tensor("unread", TensorProto.FLOAT, LEAST)
+    slim, values = apart(model_of(unread, *LARGE))
+    assert "unread" in {entry.name for entry in slim.graph.initializer} | set(values)  # the node reads it
+    model, _ = twins()
+    model.graph.initializer.append(unread)
+    slim, values = apart(model)
+    assert "unread" not in {entry.name for entry in slim.graph.initializer} | set(values)
+    samples = np.random.default_rng(0).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    result = prune(model, samples, sparsity=0.5, repair=repair)
+    assert result.model.graph.initializer[-1] == unread
 
 
 @pytest.mark.parametrize("kind", TYPES)
