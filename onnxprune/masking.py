@@ -38,6 +38,11 @@ class Masked:
     measured: Mapping[int, Measured]
     """The error curves or residual ratios of the layers, or why there is none."""
 
+    @property
+    def fewer(self) -> list[layers.Layer]:
+        """The layers that lost weights."""
+        return [layer for layer, keep in zip(self.found.layers, self.keep, strict=True) if keep < layer.size]
+
 
 @dataclass(frozen=True, eq=False)
 class Decided:

@@ -6,15 +6,17 @@ pruned. They are made when they are first asked for, and kept. The model that is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx
 
+from onnxprune.branching import always, straightened
 from onnxprune.budgeting import chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
 from onnxprune.drawing import Taken
+from onnxprune.graph.branches import carry_back, told
 from onnxprune.graph.mapped import has_mapped
 from onnxprune.graph.points import Point
 from onnxprune.graph.points import points as points_of
@@ -36,7 +38,8 @@ from onnxprune.statistics import dense_moments
 class Tools:
     """What every pass over the samples needs, and what was found out about the dense model so far.
 
-    ``moments`` has the dense statistics by tensor and axis; ``memory`` bounds the live tensors of all walks together.
+    ``moments`` has the dense statistics by tensor and axis, ``branches`` the branch of an If that all samples take, None where they take
+    both; ``memory`` bounds the live tensors of all walks together.
     """
 
     device: Device
@@ -44,6 +47,7 @@ class Tools:
     clock: Clock
     progress: Progress
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    branches: dict[str, bool | None] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
 
 
@@ -94,7 +98,7 @@ def pruned_as(dense: onnx.ModelProto, kept: Decided, tools: Tools) -> Masked:
 def carried_out(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools, pruned: Masked | None = None) -> Done:
     """The model pruned as decided, repaired and run on the held-out samples; ``pruned`` is what `pruned_as` gave, where it was called."""
     pruned = pruned or pruned_as(dense, kept, tools)
-    outcomes = repair(dense, pruned, options, tools)
+    pruned, outcomes = repair(dense, pruned, options, tools)
     return Done(options, kept, pruned, outcomes, outputs(pruned.model, "repaired outputs", tools))
 
 
@@ -126,14 +130,39 @@ def _key(point: Point) -> tuple[str, int]:
     return point.dense_tensor, point.axis
 
 
-def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tools) -> list[Outcome]:
-    """Repair the masked model in place, where anything that was pruned reaches.
+def repair(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tools) -> tuple[Masked, list[Outcome]]:
+    """Repair the masked model in place, where anything that was pruned reaches; returns it as it is now known, and what was done.
+
+    Layers in a branch of an If that all samples take are repaired like others (branching).
+    """
+    if options.repair == "none" or not pruned.fewer:
+        return pruned, []
+    which = partial(branches, tools=tools)
+    flat = straightened(dense, pruned, options.include, which)
+    if flat is None:
+        return pruned, _repaired(dense, pruned, options, tools)
+    found = told(pruned.found, flat[1].found, pruned.constants, flat[1].constants)  # before new nodes move the others' numbers
+    outcomes = _repaired(*flat, options, tools)
+    carry_back(pruned.constants, flat[1].constants)
+    return replace(pruned, found=found), outcomes
+
+
+def branches(model: onnx.ModelProto, conditions: Mapping[str, str], tools: Tools) -> dict[str, bool]:
+    """The branch of every If that all samples that repair take, as far as there is one; by the name of an If and its condition."""
+    new = {name: condition for name, condition in conditions.items() if name not in tools.branches}
+    if new:
+        with tools.clock.phase("branches"):
+            tools.branches.update(always(model, new, tools.taken.repairing(), tools.device, tools.memory))
+    known = {name: tools.branches[name] for name in conditions}
+    return {name: way for name, way in known.items() if way is not None}
+
+
+def _repaired(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: Tools) -> list[Outcome]:
+    """Repair a masked model whose bodies are single nodes.
 
     bn makes every BatchNormalization's statistics those of the calibration samples, also before the first pruned layer.
     """
-    fewer = [layer for layer, keep in zip(pruned.found.layers, pruned.keep, strict=True) if keep < layer.size]
-    if options.repair == "none" or not fewer:
-        return []
+    fewer = pruned.fewer
     reached = touched(pruned.model, fewer)
     points = [
         point

@@ -398,13 +398,20 @@ def control(kind):
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
 def test_layers_in_bodies(kind):
     model = control(kind)
+    inside = {
+        "If": {
+            "h.then_branch/own": "it has no bias, inside the then branch of If 'h'",
+            "h.else_branch/k": "it is inside the else branch of If 'h', which no sample takes",
+        },
+        "Loop": {"h.body/own": "it is inside the body of Loop 'h'"},
+        "Scan": {"last.body/own": "it is inside the body of Scan 'last'"},
+    }[kind]
     for repair, result in every_way(model, {"x": rows(4)}, alloc="uniform").items():
         held = {entry.weight: entry for entry in result.report.layers}
-        inside = {"If": {"h.then_branch/own", "h.else_branch/k"}, "Loop": {"h.body/own"}, "Scan": {"last.body/own"}}[kind]
-        assert set(held) == {"w", "w2"} | inside
-        for name in inside:
+        assert set(held) == {"w", "w2", *inside}
+        for name, why in inside.items():
             assert held[name].pruned and held[name].kept == 8 == np.count_nonzero(values(result.model, name))
-            assert repair == "none" or any(note.startswith("pruned, not repaired: it is inside the ") for note in held[name].notes)
+            assert repair == "none" or f"pruned, not repaired: {why}" in held[name].notes
         assert len(result.report.skipped) == 0 and (repair == "none" or held["w2"].repair != "none")
 
 

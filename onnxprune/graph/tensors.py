@@ -154,8 +154,8 @@ class Constants:
         return np.array(see(view.steps, values_of(first), self.read), copy=None if is_mapped(first) else True)
 
     def held(self, name: str) -> list[onnx.TensorProto]:
-        """The tensors that hold the values of the constant ``name``, all of them the same."""
-        return self._tensors[self._found(name).holder]
+        """The tensors that hold the values of the constant ``name`` (or are the holder of that name), all of them the same."""
+        return self._tensors[name if name in self._tensors else self._found(name).holder]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the constant ``name``."""
