@@ -33,8 +33,9 @@ compiled: $(VENV)/.installed
 test: compiled
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
 
+# Two at a time, however many cores there are: some take gigabytes.
 test-slow: compiled
-	$(BIN)/python -m pytest -m "slow and not cuda"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not cuda"
 
 # Where there is an NVIDIA GPU; its libraries come with `.venv/bin/pip install '.[cuda]'`.
 test-cuda: $(VENV)/.installed
