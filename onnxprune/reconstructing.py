@@ -33,9 +33,11 @@ from onnxprune.graph.points import points as points_of
 from onnxprune.graph.tensors import Constants
 from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
+from onnxprune.metrics import metrics
+from onnxprune.numerics.metric import refine
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
+from onnxprune.numerics.targets import channel_gains, floored, importance, output_moments, silent
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
@@ -91,6 +93,7 @@ def reconstruct_in_order(
     places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
     read = weigh(constants, original, places)
     scores = scores_of(model, points)
+    worth = metrics(dense, [point for point, _ in places.values()], batches(), seed, device.alone)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
@@ -101,7 +104,8 @@ def reconstruct_in_order(
                 outcomes.append(unrepaired(point, rows))
             else:
                 weights, last = read[point.dense_tensor], point.dense_tensor in scores
-                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, keep, pattern, last=last))
+                metric = worth.pop(point.dense_tensor, None)
+                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, metric, keep, pattern, last=last))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -138,6 +142,7 @@ def _solve(
     join: Join,
     rows: Rows | RowsThere,
     read: NDArray[np.float64],
+    metric: NDArray[np.float64] | None,
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
     *,
@@ -158,7 +163,7 @@ def _solve(
     power = measure.power(masked)
     gains = channel_gains(measure, masked, power)
     repaired = masked * gains[:, None]
-    counts = importance(read, rows.inside(join.low, join.high))
+    counts = importance(read, rows.inside(join.low, join.high)) if metric is None else floored(np.diag(metric))
     before = measure.error(masked, measure.shift(masked), counts, power)
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
@@ -187,6 +192,9 @@ def _solve(
             if not _fits(constants, point, other, again):
                 break
             whole, weight = again, other
+    if metric is not None and shape.group == 1 and not last:
+        other = refine(whole, dense, found.mask, found.ridge, metric, weight)
+        weight = other if _fits(constants, point, other, whole) else weight
     write_layer(constants, point, shape, weight, whole.shift(weight))
     notes = (f"class scores times {factor:.3f}, nearer to the dense confidence",) if factor > 1 else ()
     return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes)

@@ -1,0 +1,66 @@
+"""What errors of a layer's channels are worth in the outputs of the dense model, measured on samples (graph.gradients)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import ModelError, OutOfMemory, RuntimeFailure
+from onnxprune.graph.gradients import backwards, shaped
+from onnxprune.graph.points import Point
+from onnxprune.numerics.metric import normalised
+from onnxprune.runtime.device import Device
+from onnxprune.runtime.session import run_session, session_of
+from onnxprune.runtime.stream import Batch
+
+SAMPLES = 1024
+"""How many samples are enough."""
+LARGEST = 1 << 28
+"""Weights up to which a model is small enough: 1 GiB of float32."""
+
+
+def metrics(
+    dense: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], seed: int, device: Device
+) -> dict[str, NDArray[np.float64]]:
+    """By the dense tensor of a point how errors of its channels count together, (C, C) float64 of mean diagonal 1.
+
+    Points are missing whose way to the outputs leads through an operator that has no adjoint, and all in a model that runs in stages for
+    its size: this takes all of its weights at a time.
+    """
+    if not points or sum(math.prod(tensor.dims) for tensor in dense.graph.initializer) > LARGEST:
+        return {}
+    sums: dict[str, NDArray[np.float64]] = {}
+    try:
+        passing = iter(batches)
+        first = next(passing)
+        made = backwards(dense, points, shapes_of(dense, first, device), seed)
+        if made is None:
+            return {}
+        model, known = made
+        names = [f"{point.dense_tensor}::gradient" for point in known]
+        done = 0
+        with session_of(model, device, lean=True) as session:
+            for batch in (first, *passing):
+                for point, moments in zip(known, run_session(session, batch, names), strict=True):
+                    sums[point.dense_tensor] = sums.get(point.dense_tensor, 0.0) + moments.astype(np.float64)
+                done += max((value.shape[0] for value in batch.values() if value.ndim), default=1)
+                if done >= SAMPLES:
+                    break
+    except OutOfMemory:
+        raise
+    except (ModelError, RuntimeFailure):  # operators may not take what the graph of the gradients gives them
+        return {}
+    found = {name: normalised(moments) for name, moments in sums.items()}
+    return {name: metric for name, metric in found.items() if metric is not None}
+
+
+def shapes_of(model: onnx.ModelProto, batch: Batch, device: Device) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of a model in a batch."""
+    with session_of(shaped(model), device, lean=True) as session:
+        names = [value.name for value in session.get_outputs()]
+        made = run_session(session, batch, names)
+    return {name.removesuffix("::shape"): tuple(map(int, shape)) for name, shape in zip(names, made, strict=True)}
