@@ -9,7 +9,8 @@ the dense output alone:
    solved layer gives, cut to that side, and the layer is solved once more on the same support;
 3. the bias gives the dense mean.
 
-The channels share the layer's weights by how much the next layers read of them (weighing), and errors count them so.
+The channels share the layer's weights by how much the next layers read of them (weighing), and errors count them so. On the support that
+is left they make up for each other by what their errors are worth in the outputs, where that is known (metrics).
 
 What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair. A layer whose
 solution is no better on held-out rows than that, or than a new bias alone, takes it too.
@@ -37,7 +38,7 @@ from onnxprune.metrics import metrics
 from onnxprune.numerics.metric import refine
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
-from onnxprune.numerics.targets import channel_gains, floored, importance, output_moments, silent
+from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
@@ -163,7 +164,7 @@ def _solve(
     power = measure.power(masked)
     gains = channel_gains(measure, masked, power)
     repaired = masked * gains[:, None]
-    counts = importance(read, rows.inside(join.low, join.high)) if metric is None else floored(np.diag(metric))
+    counts = importance(read, rows.inside(join.low, join.high))
     before = measure.error(masked, measure.shift(masked), counts, power)
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)

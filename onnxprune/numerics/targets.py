@@ -77,13 +77,9 @@ def importance(read: Floats, inside: Floats) -> Floats:
     read: (C,) how much the next layers read of each; inside: (C,) the share of rows where the activation behind is not flat, so that an
     error is seen. No channel counts less than `LEAST` of the mean.
     """
-    return floored(read * np.maximum(inside, LEAST))
-
-
-def floored(counts: Floats) -> Floats:
-    """What channels count, (C,) float64, of mean 1 and none below `LEAST` of that; all alike where none counts."""
-    mean = counts.mean()
-    return np.maximum(counts / mean, LEAST) if mean > 0 else np.ones(len(counts))
+    product = read * np.maximum(inside, LEAST)
+    mean = product.mean()
+    return np.maximum(product / mean, LEAST) if mean > 0 else np.ones(len(read))
 
 
 def with_targets(gram: Gram, parts: Sequence[tuple[int, Floats, Floats, Floats, Floats]]) -> Gram:
