@@ -67,6 +67,8 @@ def _concat(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
 def _sum(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
     found: Grads = {}
     for number, name in enumerate(node.input):
+        if not build.varies(name):
+            continue
         way = build.make("Neg", gradient) if node.op_type == "Sub" and number else gradient
         part = build.narrowed(way, name, node.output[0])
         found[name] = build.make("Add", found[name], part) if name in found else part
@@ -75,10 +77,11 @@ def _sum(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
 
 def _mul(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
     one, other = node.input
-    parts = [(one, build.make("Mul", gradient, other)), (other, build.make("Mul", gradient, one))]
     found: Grads = {}
-    for name, part in parts:
-        part = build.narrowed(part, name, node.output[0])
+    for name, beside in ((one, other), (other, one)):
+        if not build.varies(name):
+            continue
+        part = build.narrowed(build.make("Mul", gradient, beside), name, node.output[0])
         found[name] = build.make("Add", found[name], part) if name in found else part
     return found
 

@@ -39,6 +39,10 @@ class Builder:
         """The values of a constant of the model, None for what is none."""
         return self.constants.read(name) if name and self.constants.resolve(name) is not None else None
 
+    def varies(self, name: str) -> bool:
+        """True for a tensor that is no constant: only such ones are asked for their gradients."""
+        return self.constants.resolve(name) is None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor or constant of the model, empty where it is not known."""
         return self.constants.shape(name) if self.constants.resolve(name) is not None else self.shapes.get(name, ())
