@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -29,6 +30,7 @@ MOST = 8
 REACH = 15
 """Seconds to wait for a scheduler to answer."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.02  # seconds after which a process whose end was lost leaves again
 MASKED = hasattr(signal, "pthread_sigmask")
 """Whether signals can be blocked: not on Windows."""
 OWN: WeakSet[Executor] = WeakSet()
@@ -143,6 +145,18 @@ def _ended_well(work: Callable[..., T], *arguments: Any) -> T:
         _answer(lambda *_: None)  # one is enough: the next must not stop what clears up
         raise SystemExit
 
+    def lost(caught: Any) -> None:
+        """What is raised where an object is finalized is lost there: the process leaves once that is over."""
+        if not isinstance(caught.exc_value, SystemExit):
+            hook(caught)
+            return
+        _answer(leave)
+        if MASKED:  # to this thread, which may wait for something
+            threading.Timer(AGAIN, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
+        else:
+            threading.Timer(AGAIN, signal.raise_signal, (signal.SIGTERM,)).start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         _answer(leave)
         return work(*arguments)
@@ -150,6 +164,7 @@ def _ended_well(work: Callable[..., T], *arguments: Any) -> T:
         os._exit(130)
     finally:
         _answer(_gone)
+        sys.unraisablehook = hook
 
 
 def _gone(*_: Any) -> None:

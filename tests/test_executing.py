@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -137,6 +139,27 @@ def test_work_that_a_signal_ends_clears_up_even_when_a_second_comes(net: Path, n
     with executor_of(2, None) as executor, pytest.raises(RuntimeFailure, match="a worker process ended before its work did"):
         list(each(ended, [(str(net / "held"), int(number))], executor))
     assert not (net / "held").exists()
+
+
+def test_a_signal_that_comes_while_an_object_is_finalized_ends_the_process_too(net: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Python ignores what is raised there: the process would go on, and who waits for it for ever."""
+    end = time.monotonic() + 30
+    with executor_of(2, None) as executor, pytest.raises(RuntimeFailure, match="a worker process ended before its work did"):
+        list(each(finalized, [(str(net / "gone"),)], executor))
+    assert time.monotonic() < end
+    assert (net / "gone").read_text() == "cleared up"
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+def finalized(path: str) -> None:
+    """A signal in a finalizer, and a long wait behind it."""
+    kept = threading.Event()
+    weakref.finalize(kept, os.kill, os.getpid(), signal.SIGTERM)
+    try:
+        del kept
+        time.sleep(60)
+    finally:
+        Path(path).write_text("cleared up")
 
 
 def ended(path: str, number: int) -> None:
