@@ -94,7 +94,8 @@ def reconstruct_in_order(
     places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
     read = weigh(constants, original, places)
     scores = scores_of(model, points)
-    worth = metrics(dense, [point for point, _ in places.values()], batches(), seed, device.alone)
+    together = [point for point, shape in places.values() if shape.group == 1 and point.dense_tensor not in scores]
+    worth = metrics(dense, together, batches(), seed, device.alone)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
@@ -193,7 +194,7 @@ def _solve(
             if not _fits(constants, point, other, again):
                 break
             whole, weight = again, other
-    if metric is not None and shape.group == 1 and not last:
+    if metric is not None:
         other = refine(whole, dense, found.mask, found.ridge, metric, weight)
         weight = other if _fits(constants, point, other, whole) else weight
     write_layer(constants, point, shape, weight, whole.shift(weight))
