@@ -36,7 +36,7 @@ from onnxprune.judging import Outputs, paired, size_of, stacked
 from onnxprune.masking import Decided
 from onnxprune.numerics import thinning
 from onnxprune.numerics.budget import Curve, Measured, fitted
-from onnxprune.numerics.reconstruct import Gram, ridge_of
+from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.ridges import RIDGE
 from onnxprune.numerics.targets import channel_gains
 from onnxprune.options import RESIDUAL, Options, fixed_sparsity

@@ -1,7 +1,7 @@
 """Reconstruction, layer after layer: the kept weights of each are solved again on the pruned model's own inputs.
 
 Two streams walk side by side. At a layer, the current model gives its input as repaired up to here, the dense model what the layer should
-give; sampled rows of both become the moments that least squares needs (numerics.reconstruct). Three things make the target better than
+give; sampled rows of both become the moments that least squares needs (numerics.gram). Three things make the target better than
 the dense output alone:
 
 1. the last branch into an Add is asked for the dense sum less what the other branch gives now, so that it makes up for its error;
@@ -35,9 +35,10 @@ from onnxprune.graph.tensors import Constants
 from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
 from onnxprune.metrics import metrics
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import refine
 from onnxprune.numerics.moments import Moments
-from onnxprune.numerics.reconstruct import Gram, Reconstruction, reconstruct, refit
+from onnxprune.numerics.reconstruct import Reconstruction, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory

@@ -14,7 +14,7 @@ from onnxprune.graph import geometry
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join
 from onnxprune.graph.points import Point
-from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.targets import moved, with_targets
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.grams import Piece, joined, moments, moved_moments, shares_inside

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxprune.graph.planning import reads_of
 from onnxprune.graph.points import Point
 from onnxprune.numerics.agreement import divergence
-from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.threads import one_each, product
 
 STEPS = 33

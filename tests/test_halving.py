@@ -20,7 +20,7 @@ from networks import samples, twins
 from onnxprune import Options, Result, prune
 from onnxprune.comparing import compare_files
 from onnxprune.errors import OutOfMemory, RuntimeFailure
-from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.gram import Gram
 from onnxprune.pipeline import plan
 from onnxprune.runtime import session as sessions
 from onnxprune.runtime.shortage import failure, short_of_memory

@@ -19,7 +19,7 @@ from onnxprune.graph import layers
 from onnxprune.graph.points import points
 from onnxprune.numerics.agreement import agreement
 from onnxprune.numerics.allocation import keep_total
-from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.ridges import BY_ROWS, UNSEEN
 from onnxprune.report import to_json
 from onnxprune.scores import factor_of, scores_of

@@ -8,7 +8,7 @@ from onnx import helper
 
 from onnxprune import prune, sampling
 from onnxprune.numerics import targets
-from onnxprune.numerics.reconstruct import Gram
+from onnxprune.numerics.gram import Gram
 from onnxprune.runtime import grams
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import to_device

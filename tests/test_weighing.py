@@ -15,7 +15,8 @@ from onnxprune.graph import layers
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.points import points
 from onnxprune.graph.tensors import Constants
-from onnxprune.numerics.reconstruct import Gram, reconstruct
+from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.targets import LEAST, importance
 from onnxprune.reconstructing import shape_of
 from onnxprune.weighing import weigh

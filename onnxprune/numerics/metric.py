@@ -12,7 +12,7 @@ do so: G = E[x x'], R = E[x y'], lam = ridge * mean diag G. They come by conjuga
 import numpy as np
 
 from onnxprune.numerics.elimination import Bools, Floats
-from onnxprune.numerics.reconstruct import Gram, ridge_of
+from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.threads import one_each, product
 
 OWN = 0.3

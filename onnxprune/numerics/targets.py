@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.moments import Moments
-from onnxprune.numerics.reconstruct import Gram
 from onnxprune.numerics.repair import ROUNDING, match_channel
 from onnxprune.numerics.threads import one_each
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from onnxprune.numerics import supports
 from onnxprune.numerics.elimination import eliminate, inverse, least
-from onnxprune.numerics.reconstruct import Gram, reconstruct
+from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.supports import schedule, sizes_of
 from onnxprune.numerics.thinning import solve_exact
 

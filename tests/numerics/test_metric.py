@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import OWN, normalised, refine
-from onnxprune.numerics.reconstruct import Gram, refit, ridge_of
+from onnxprune.numerics.reconstruct import refit
 
 Floats = NDArray[np.float64]
 

@@ -9,8 +9,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from onnxprune.numerics import threads
+from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.products import Products
-from onnxprune.numerics.reconstruct import Gram, reconstruct
+from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.threads import cores, one_each, product
 
 RNG = np.random.default_rng(0)

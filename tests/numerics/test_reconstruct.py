@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from onnxprune.numerics import thinning
 from onnxprune.numerics.conjugate import solve_iterative
-from onnxprune.numerics.reconstruct import Gram, reconstruct, refit
+from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.reconstruct import reconstruct, refit
 from onnxprune.numerics.supports import schedule
 from onnxprune.numerics.thinning import best_of_each, select, solve_exact, thin
 
@@ -436,7 +437,7 @@ def test_rows_come_in_products_of_a_few_thousand(monkeypatch):
     rng = np.random.default_rng(4)
     x, y = rng.standard_normal((103, 7)), rng.standard_normal((103, 2))
     whole = Gram.from_batch(x, y)
-    monkeypatch.setattr("onnxprune.numerics.reconstruct.ROWS", 20)
+    monkeypatch.setattr("onnxprune.numerics.gram.ROWS", 20)
     parts = Gram.from_batch(x, y)
     for one, other in ((whole.xx, parts.xx), (whole.xy, parts.xy), (whole.yy, parts.yy)):
         np.testing.assert_allclose(one, other, rtol=1e-12)
