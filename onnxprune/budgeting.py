@@ -40,12 +40,13 @@ from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.ridges import RIDGE
 from onnxprune.numerics.targets import channel_gains
 from onnxprune.options import RESIDUAL, Options, fixed_sparsity
-from onnxprune.reconstructing import shape_of, write_layer
+from onnxprune.reconstructing import shape_of
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import MAX_PROTO
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
 from onnxprune.sampling import dense_rows, gram_of, input_of
+from onnxprune.writing import write_layer
 
 NO_SAMPLES = "--alloc {} measures the layers on calibration samples; give --calib PATH to prune (--dry-run shows the allocation)"
 STILL = "its output does not vary on the samples, or is not finite"

@@ -26,7 +26,6 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.graph import affine, geometry, layers
-from onnxprune.graph.gains import largest
 from onnxprune.graph.geometry import Geometry
 from onnxprune.graph.joins import Join, join_of
 from onnxprune.graph.points import Point
@@ -48,6 +47,7 @@ from onnxprune.scores import factor_of, scores_of
 from onnxprune.sequential import Outcome, repair_point, unrepaired, variance_error, variance_ratio
 from onnxprune.statistics import fold, probe_of
 from onnxprune.weighing import weigh
+from onnxprune.writing import fits, write_layer
 
 ROUNDS = 2
 """How often the target is moved to the flat side of the activation and the layer solved again."""
@@ -178,10 +178,10 @@ def _solve(
     after = held.error(factor * found.blind, fit.shift(factor * found.blind), counts) if factor > 1 else found.error_after
     del fit, held, apart, measure  # hundreds of megabytes in a large layer
     weight = factor * found.weight
-    if not (better and _fits(constants, point, weight, whole)):
+    if not (better and fits(constants, point, weight, whole)):
         gains = channel_gains(whole, masked)
         weight = masked * gains[:, None]
-        if not _fits(constants, point, weight, whole):
+        if not fits(constants, point, weight, whole):
             return unrepaired(point, "no solution fits the type of its weights")
         why = f"held-out error {found.error_after:.3g} is not below {least:.3g}" if not better else "weights do not fit their type"
         note = (f"channel repair: the solution's {why}",)
@@ -192,34 +192,15 @@ def _solve(
         for _ in range(ROUNDS):
             again = rows.moved(whole, weight, join.low, join.high)
             other = refit(again, dense, found.mask, found.ridge, weight)
-            if not _fits(constants, point, other, again):
+            if not fits(constants, point, other, again):
                 break
             whole, weight = again, other
     if metric is not None:
         other = refine(whole, dense, found.mask, found.ridge, metric, weight)
-        weight = other if _fits(constants, point, other, whole) else weight
+        weight = other if fits(constants, point, other, whole) else weight
     write_layer(constants, point, shape, weight, whole.shift(weight))
     notes = (f"class scores times {factor:.3f}, nearer to the dense confidence",) if factor > 1 else ()
     return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes)
-
-
-def write_layer(constants: Constants, point: Point, shape: Geometry, weight: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-    """Write a weight (C, K) and a bias (C,), both as seen behind the BatchNormalization if there is one."""
-    assert point.layer is not None
-    gain, _ = affine.folded(constants, point)
-    inverse = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain != 0)
-    stored = constants.read(point.layer.seen)
-    constants.write(point.layer.seen, geometry.from_matrix(weight * inverse[:, None], shape, stored.shape).astype(stored.dtype))
-    affine.write_shift(constants, point, shift)
-
-
-def _fits(constants: Constants, point: Point, weight: NDArray[np.float64], gram: Gram) -> bool:
-    """True when a weight (C, K) behind the BatchNormalization, and the shift that goes with it, are numbers of the layer's type."""
-    assert point.layer is not None
-    gain, _ = affine.folded(constants, point)
-    inner = np.abs(np.divide(weight, gain[:, None], out=np.zeros_like(weight), where=gain[:, None] != 0))
-    shift = np.abs(gram.shift(weight))
-    return bool(max(inner.max(initial=0), shift.max(initial=0)) <= largest(constants.read(point.layer.seen).dtype))
 
 
 def _outcome(
