@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from onnxprune.errors import ModelError, OutOfMemory, RuntimeFailure
 from onnxprune.graph.gradients import backwards, shaped
 from onnxprune.graph.points import Point
-from onnxprune.numerics.metric import normalised
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
@@ -26,10 +25,10 @@ LARGEST = 1 << 28
 def metrics(
     dense: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], seed: int, device: Device
 ) -> dict[str, NDArray[np.float64]]:
-    """By the dense tensor of a point how errors of its channels count together, (C, C) float64 of mean diagonal 1.
+    """By the dense tensor of a point the second moments of gradients there, (2, C, C) float64: sums over every other batch each.
 
     Points are missing whose way to the outputs leads through an operator that has no adjoint, and all in a model that runs in stages for
-    its size: this takes all of its weights at a time.
+    its size: this takes all of its weights at a time. One batch alone tells nothing of what it can be trusted in.
     """
     if not points or sum(math.prod(tensor.dims) for tensor in dense.graph.initializer) > LARGEST:
         return {}
@@ -44,9 +43,9 @@ def metrics(
         names = [f"{point.dense_tensor}::gradient" for point in known]
         done = 0
         with session_of(model, device, lean=True) as session:
-            for batch in (first, *passing):
+            for number, batch in enumerate((first, *passing)):
                 for point, moments in zip(known, run_session(session, batch, names), strict=True):
-                    sums[point.dense_tensor] = sums.get(point.dense_tensor, 0.0) + moments.astype(np.float64)
+                    sums.setdefault(point.dense_tensor, np.zeros((2, *moments.shape)))[number % 2] += moments
                 done += max((value.shape[0] for value in batch.values() if value.ndim), default=1)
                 if done >= SAMPLES:
                     break
@@ -54,8 +53,7 @@ def metrics(
         raise
     except (ModelError, RuntimeFailure):  # operators may not take what the graph of the gradients gives them
         return {}
-    found = {name: normalised(moments) for name, moments in sums.items()}
-    return {name: metric for name, metric in found.items() if metric is not None}
+    return sums
 
 
 def shapes_of(model: onnx.ModelProto, batch: Batch, device: Device) -> dict[str, tuple[int, ...]]:

@@ -35,10 +35,11 @@ from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
 from onnxprune.metrics import metrics
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.metric import refine
+from onnxprune.numerics.metric import metric_of
 from onnxprune.numerics.moments import Moments
-from onnxprune.numerics.reconstruct import Reconstruction, reconstruct, refit
+from onnxprune.numerics.reconstruct import Reconstruction, problem_of, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
+from onnxprune.numerics.together import solve_together
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.spilling import Memory
 from onnxprune.runtime.stream import Batch, Stream
@@ -107,8 +108,8 @@ def reconstruct_in_order(
                 outcomes.append(unrepaired(point, rows))
             else:
                 weights, last = read[point.dense_tensor], point.dense_tensor in scores
-                metric = worth.pop(point.dense_tensor, None)
-                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, metric, keep, pattern, last=last))
+                gradients = worth.pop(point.dense_tensor, None)
+                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, gradients, keep, pattern, last=last))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -145,7 +146,7 @@ def _solve(
     join: Join,
     rows: Rows | RowsThere,
     read: NDArray[np.float64],
-    metric: NDArray[np.float64] | None,
+    gradients: NDArray[np.float64] | None,
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
     *,
@@ -167,12 +168,14 @@ def _solve(
     gains = channel_gains(measure, masked, power)
     repaired = masked * gains[:, None]
     counts = importance(read, rows.inside(join.low, join.high))
+    metric = None if gradients is None else metric_of(gradients, counts)
+    counts = counts if metric is None else metric.counts
     before = measure.error(masked, measure.shift(masked), counts, power)
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)
     least = min(before, plain)
     layout = (*pattern, shape.taps) if pattern and keep[point.layer.weight] < point.layer.size else None
     whole, apart = (fit.merge(held), (fit, held)) if held.count else (fit, None)
-    found = reconstruct(whole, apart, dense, keep[point.layer.weight], pattern=layout, importance=counts, unseen=last)
+    found = reconstruct(whole, apart, dense, keep[point.layer.weight], pattern=layout, importance=counts, unseen=last, metric=metric)
     better = found.error_after < least
     factor = factor_of(found.blind, fit, held, *rows.apart()) if last and better and apart else 1.0
     after = held.error(factor * found.blind, fit.shift(factor * found.blind), counts) if factor > 1 else found.error_after
@@ -189,15 +192,16 @@ def _solve(
         outcome = _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
         return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
     if np.isfinite(join.low) or np.isfinite(join.high):
+        settled = found.settled
         for _ in range(ROUNDS):
             again = rows.moved(whole, weight, join.low, join.high)
-            other = refit(again, dense, found.mask, found.ridge, weight)
+            if metric is None:
+                other = refit(again, dense, found.mask, found.ridge, weight)
+            else:
+                other, settled = solve_together(problem_of(again, dense, found.ridge, metric), found.mask, weight, settled)
             if not fits(constants, point, other, again):
                 break
             whole, weight = again, other
-    if metric is not None:
-        other = refine(whole, dense, found.mask, found.ridge, metric, weight)
-        weight = other if fits(constants, point, other, whole) else weight
     write_layer(constants, point, shape, weight, whole.shift(weight))
     notes = (f"class scores times {factor:.3f}, nearer to the dense confidence",) if factor > 1 else ()
     return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes)

@@ -1,71 +1,82 @@
-"""Least squares of all output channels together, where their errors count as a metric says.
+"""What errors of a layer's channels are worth together: e' M e, M from second moments of gradients, as far as they can be trusted.
 
-`reconstruct` gives every channel its own least squares. Where the errors e (C,) of a row count as e' M e in the outputs, and M is far from
-diagonal, channels can make up for each other: most directions in which a wide layer errs do not reach the outputs. On given supports the
-weights W (C, K) that solve
+The moments say what channels share: their cosines. What a channel counts by itself is what the weights behind it say (weighing), which
+saw all of the training. Moments of few samples say little of what two channels share, too. Those of two halves of the samples, of other
+images and other random gradients, tell how much: what both say is no chance. Of the whole a share of
 
-    (M W G - M R' + lam diag(M) (W - w0)) on the support = 0
+    2 rho / (1 + rho),   rho = 2 <first, second> / (|first|^2 + |second|^2)
 
-do so: G = E[x x'], R = E[x y'], lam = ridge * mean diag G. They come by conjugate gradients from those of the channels on their own.
+is then none (Spearman 1910, Brown 1910), and so much of it is taken. M is held as a diagonal and a few directions, which take most of it.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.numerics.elimination import Bools, Floats
-from onnxprune.numerics.gram import Gram, ridge_of
+from onnxprune.numerics.elimination import Floats
 from onnxprune.numerics.threads import one_each, product
 
 OWN = 0.3
-"""How much of a metric is its diagonal, so that the channels' own errors keep counting: the metric is known from few samples."""
-ROUNDING = 1e-11
-"""The share of the first squared residual from which on nothing is left but the rounding of float32 products."""
+"""How much of a metric is its diagonal at least, so that the channels' own errors keep counting."""
 LEAST = 0.02
-"""What a channel counts by itself at least, in units of the mean."""
-ITERATIONS = 12
-"""Of conjugate gradients, which end early: what directions of little effect still ask for would fit the samples."""
+"""What a channel counts by itself at least, in units of the mean, and what its gradients are taken for at least."""
+SMALL = 1e-9
+"""What is left of a direction by rounding, in units of the largest."""
+DIRECTIONS, FEWEST = 8, 16
+"""One direction for so many channels, and no fewer than so many."""
 
 
-def normalised(moments: Floats) -> Floats | None:
-    """The metric of second moments of gradients (C, C): of mean diagonal 1, `OWN` of it diagonal; None where they are no numbers or 0.
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """M = diag(own) + along along': own (C,) float64 above zero, along (C, r) float64."""
 
-    No channel counts less than `LEAST` by itself: one that seems to reach no output keeps its own least squares.
+    own: Floats
+    along: Floats
+
+    @property
+    def counts(self) -> Floats:
+        """What an error of one channel alone is worth, (C,) float64: the diagonal of M."""
+        return np.asarray(self.own + np.einsum("cr,cr->c", self.along, self.along))
+
+
+def metric_of(halves: Floats, prior: Floats) -> Metric | None:
+    """The metric of second moments of gradients, of mean diagonal 1; None where they are no numbers or 0.
+
+    halves: (2, C, C), sums over one half of the samples each. prior: (C,) float64, what a channel counts by itself, of mean above 0.
     """
-    mean = np.diag(moments).mean()
-    if not np.isfinite(moments).all() or mean <= 0:
+    means = np.einsum("hcc->h", halves) / len(prior)
+    if not np.isfinite(halves).all() or not (means > 0).all():
         return None
-    scaled = moments / mean
-    counts = np.diag(scaled)
-    return np.asarray((1.0 - OWN) * scaled + np.diag(np.maximum(OWN * counts, LEAST - (1.0 - OWN) * counts)))
+    halves = halves / means[:, None, None]
+    singles = np.maximum(np.einsum("hcc->hc", halves), LEAST)
+    counts = np.maximum(prior / prior.mean(), LEAST)
+    scale = 1.0 / np.sqrt(singles)
+    first, second = (half * root[:, None] * root for half, root in zip(halves, scale, strict=True))  # cosines
+    for part in (first, second):
+        np.fill_diagonal(part, 0.0)
+    share = min(told(first, second), 1.0 - OWN)
+    shared = share * (0.5 * (first + second) + np.eye(len(prior)))
+    root = np.sqrt(counts)
+    along = root[:, None] * directions(shared, max(FEWEST, len(prior) // DIRECTIONS)) if share > 0 else np.zeros((len(prior), 0))
+    return Metric(np.maximum(counts - np.einsum("cr,cr->c", along, along), (1.0 - share) * counts * 0.5), along)
 
 
-def refine(gram: Gram, w0: Floats, mask: Bools, ridge: float, metric: Floats, start: Floats, iterations: int = ITERATIONS) -> Floats:
-    """The weights (C, K) on a given support for errors that count as ``metric`` (C, C) says, float64 from float32 products.
+def told(first: Floats, second: Floats) -> float:
+    """How much of the sum of two halves is no chance, from 0 to 1."""
+    power = np.vdot(first, first) + np.vdot(second, second)
+    rho = max(0.0, 2.0 * float(np.vdot(first, second) / power)) if power > 0 else 0.0
+    return 2.0 * rho / (1.0 + rho)
 
-    gram: of one group. w0: (C, K) the dense weights. start: (C, K) weights near by, on the support.
+
+def directions(moments: Floats, rank: int) -> Floats:
+    """Directions (C, r), r at most ``rank``, whose squares take most of positive semidefinite moments (C, C), and no more than all.
+
+    By Nystroem's method from a random start, the same at every call (Halko, Martinsson, Tropp 2011, arXiv 0909.4061).
     """
-    G, R = (gram.xx[0] / gram.count).astype(np.float32), gram.xy[0].T / gram.count
-    single = metric.astype(np.float32)
-    own = np.diag(metric)[:, None]
-    ridges = float(ridge_of(gram, ridge)[0]) * own
-    scale = own * np.diag(G) + ridges  # of the preconditioner
-    weight = np.where(mask, start, 0.0)
+    start = np.random.default_rng(0).normal(size=(len(moments), min(rank, len(moments))))
     with one_each() as (pool, _):
-
-        def moved(direction: Floats) -> Floats:
-            made = product(pool, single[None], product(pool, direction.astype(np.float32)[None], G[None]))[0] + ridges * direction
-            return np.asarray(np.where(mask, made, 0.0))
-
-        left = np.where(mask, product(pool, metric[None], R[None])[0] + ridges * w0, 0.0) - moved(weight)
-        way = left / scale
-        power = first = np.vdot(left, way)
-        for _ in range(iterations):
-            if power <= ROUNDING * first:  # it is there
-                break
-            image = moved(way)
-            step = power / np.vdot(way, image)
-            weight += step * way
-            left -= step * image
-            scaled = left / scale
-            before, power = power, np.vdot(left, scaled)
-            way = scaled + (power / before) * way
-    return weight
+        basis, _ = np.linalg.qr(product(pool, moments[None], product(pool, moments[None], start[None]))[0])
+        across = product(pool, moments[None], basis[None])[0]
+        values, vectors = np.linalg.eigh(basis.T @ across)
+        there = values > SMALL * max(values.max(), 0.0)
+        return np.asarray(across @ (vectors[:, there] / np.sqrt(values[there])))

@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
+from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.ridges import RIDGE, candidates
-from onnxprune.numerics.supports import schedule, sizes_of
+from onnxprune.numerics.supports import COARSE, schedule, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
+from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
 
 FEW_HELD = 6  # held-out rows have a part in choosing the support where they are more than one in so many
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
@@ -35,7 +37,7 @@ class Reconstruction:
     blind: (C, K) weights on the same support that saw only the rows to solve on; those of `weight` where no rows were held out.
     error_after: relative (`Gram.error`), of the blind weights on the rows held out, where there are some.
     ridge: the chosen one. steps: the support sizes gone through, the last the kept; curve: the relative error on the rows that chose the
-    support after each.
+    support after each. settled: where the channels were solved together, what the next such solve on the support begins with.
     """
 
     weight: Floats
@@ -46,6 +48,7 @@ class Reconstruction:
     ridge: float
     steps: tuple[int, ...]
     curve: tuple[float, ...]
+    settled: Settled | None = None
 
 
 def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None = None) -> Floats:
@@ -56,6 +59,11 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
     lam = ridge_of(fit, ridge)
     rhs, _ = right_side(fit.xy / fit.count, lam, w0)
     return solve(fit.xx, rhs, lam, mask, w0 if start is None else start, rows=fit.count)
+
+
+def problem_of(gram: Gram, w0: Floats, ridge: float, metric: Metric) -> Problem:
+    """The least squares of a layer without groups whose channels are solved together."""
+    return Problem(gram.xx[0], gram.xy[0].T / gram.count, w0, float(ridge_of(gram, ridge)[0]), gram.count, metric)
 
 
 def reconstruct(
@@ -71,6 +79,7 @@ def reconstruct(
     pattern: tuple[int, int, int] | None = None,
     importance: Floats | None = None,
     unseen: bool = False,
+    metric: Metric | None = None,
 ) -> Reconstruction:
     """The ``keep`` weights of a layer that best give the dense outputs, chosen over all channels and groups together.
 
@@ -83,6 +92,7 @@ def reconstruct(
     keep is C*K*n/m then.
     importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
     On a given support it changes no weight; errors count it in.
+    metric: what errors count together, in a layer without groups: the last supports are chosen and solved so (`together`).
     start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does.
     unseen: with fewer rows than inputs the support is chosen on the first part alone, so that nothing has seen the rows held out.
     """
@@ -100,19 +110,28 @@ def reconstruct(
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
-    sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(keep, C, K, start, factor, fine)
-    steps = [*sizes[:-1], *near] if near else sizes
+    last = together_of(keep, C, K) if metric is not None and not pattern and fine > 1 else [keep]
+    factor = COARSE if len(last) > 1 else factor  # the last steps are fine enough
+    sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(last[0], C, K, start, factor, fine)
+    steps = [*(sizes[:-1] if near else sizes), *near, *last[1:]]
     rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
-    mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near)
+    lam, more = ridge_of(rows, first), metric is not None and len(last) > 1
+    mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], lam, sizes, pattern, rows.count, near, rough=more)
     weight /= unit[:, None]
+    if metric is not None and more:
+        mask, weight, explained = thin_together(problem_of(rows, w0, first, metric), mask, weight, last[1:])
+        gains += [float(gain @ unit**2) for gain in explained]
     power = max(float(rows.yy @ unit**2) / rows.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
-    blind = {r: weight if r == first and rows is fit else refit(fit, w0, mask, r, weight) for r in tried}
+    blind = {r: weight if r == first and rows is fit and not more else refit(fit, w0, mask, r, weight) for r in tried}
     errors = {r: measure.error(w, fit.shift(w), importance) for r, w in blind.items()}
     ridge = min(tried, key=lambda r: errors[r])
-    if apart is None:
+    settled = None
+    if metric is not None:
+        weight, settled = solve_together(problem_of(whole, w0, ridge, metric), mask, weight)
+    elif apart is None:
         weight = blind[ridge]
     elif rows is fit or ridge != first:
         weight = refit(whole, w0, mask, ridge, weight)
-    return Reconstruction(weight, blind[ridge], whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve)
+    return Reconstruction(weight, blind[ridge], whole.shift(weight), mask, errors[ridge], ridge, tuple(steps), curve, settled)

@@ -1,11 +1,13 @@
 """The support sizes that thinning goes through: by magnitude from far above what is kept, then by elimination."""
 
 import numpy as np
+import numpy.typing as npt
 
 NEAR = 4.0  # elimination begins at so many times the last size at most,
 WORTH = 1.2  # and is left out where it cannot begin at so many times it
 FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
+TOGETHER, STEP = 2.0, 1.19  # where channels are solved together they choose from so many times the last size, in steps of 1/STEP
 
 
 def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
@@ -38,3 +40,16 @@ def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float,
     while steps[0] * COARSE <= min(start * keep, size - 1):
         steps.insert(0, round(steps[0] * COARSE))
     return steps, schedule(keep, begin, fine, reach)
+
+
+def together_of(keep: int, channels: int, inputs: int) -> list[int]:
+    """The support sizes of a layer on the way to ``keep`` at which its channels are solved together; ``keep`` alone if too much."""
+    size, each = channels * inputs, max(keep, 1) / channels
+    reach = min(TOGETHER, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
+    return schedule(keep, size, STEP, reach) if reach >= STEP and keep * STEP < size else [keep]
+
+
+def fits(counts: npt.NDArray[np.intp]) -> bool:
+    """True where the matrices of channels with so many weights can be inverted within `FLOPS` and `BYTES`."""
+    weights = counts.astype(np.float64)
+    return bool(4.0 * (weights**3).sum() <= FLOPS and 8.0 * (weights**2).sum() <= BYTES)

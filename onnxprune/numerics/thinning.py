@@ -167,6 +167,8 @@ def thin(
     pattern: tuple[int, int, int] | None = None,
     rows: int = 1,
     fine: Sequence[int] = (),
+    *,
+    rough: bool = False,
 ) -> tuple[Bools, Floats, list[float]]:
     """The support of ``sizes[-1]`` weights, or ``fine[-1]``, reached by way of the other sizes; the weights solved on it; gains.
 
@@ -178,7 +180,8 @@ def thin(
     G) goes first: the bias makes up for all it does.
     G: (g, K, K) summed over ``rows`` rows (see `solve_exact`), R: (g, K, C/g), w0: (C, K) the dense weights, lam: (g,), all
     float64. ``pattern`` (n, m, kernel): every step keeps the n best of each m (see `best_of_each`), so the last one has the
-    pattern when ``sizes[-1]`` is n/m of the layer.
+    pattern when ``sizes[-1]`` is n/m of the layer. ``rough``: the weights on the last support decide too
+    what to drop, and are not the final ones.
     """
     C, K = w0.shape
     rhs, pull = right_side(R, lam, w0)
@@ -193,7 +196,7 @@ def thin(
         mask = select(score, keep, mask, protected)
         if fine and step == len(sizes) - 1:
             break
-        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE, mean=mean)
+        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if rough or step < len(sizes) - 1 else FINE, mean=mean)
         gains.append(float(np.sum((rhs - pull * (2.0 * w0 - weight)) * weight)))
     del mean
     if fine:

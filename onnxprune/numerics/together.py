@@ -1,0 +1,249 @@
+"""Least squares of all output channels together, where their errors count as a metric says, and supports that it chooses.
+
+`thinning` gives every channel its own least squares. Where the errors e (C,) of a row count as e' M e in the outputs, and M is far from
+diagonal, channels can make up for each other: most directions in which a wide layer errs do not reach the outputs. The weights W (C, K)
+on given supports solve
+
+    M W G - M R + lam diag(M) (W - w0) = 0 on the supports,   M = diag(own) + U U'
+
+with G = E[x x'], R = E[y x'] of centred rows and w0 the dense weights. By conjugate gradients, preconditioned with the inverse of each
+channel's own matrix (G_SS + lam I) diag(M)_c, which elimination needs too: leaving weight i out of channel c costs diag(M)_c w_i^2 /
+[(G_SS + lam I)^-1]_ii as long as the other channels stay as they are. Then all are solved once more, and make up for it.
+
+What all channels share takes 2 r K^2 flops an iteration, r the directions in U, in place of 2 C K^2.
+"""
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.numerics.elimination import Bools, Floats, among, inverse, inverse_factor, least
+from onnxprune.numerics.metric import Metric
+from onnxprune.numerics.supports import fits
+from onnxprune.numerics.threads import PARTS, one_each, product, shared
+
+ROUNDING = 1e-11
+"""The share of the weights' squared norm, or of the first residual's, below which a residual is but the rounding of float32 products."""
+BETWEEN, LAST = 2, 8
+"""Iterations before weights are left out, and on the last support: few, for what directions of little effect ask for fits the samples."""
+PLAIN = 8
+"""Iterations where the channels' own matrices are too large to be inverted, and their diagonals stand for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What is known of weights on a support that were solved together, all in the order of their places (n,) in (C, K), flat.
+
+    weight (n,) float64; seen (n,): G_SS w; inverses: (n_c, n_c) of G_SS + lam I for each channel. With another right side, the same G
+    and the same ridge, a solve begins here.
+    """
+
+    places: npt.NDArray[np.intp]
+    weight: Floats
+    seen: Floats
+    inverses: list[Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Least squares of all channels: G (K, K) float64, summed over ``rows`` rows; R and w0 (C, K) float64, the mean and the dense weights;
+    lam > 0, the ridge."""
+
+    G: Floats
+    R: Floats
+    w0: Floats
+    lam: float
+    rows: int
+    metric: Metric
+
+    @property
+    def single(self) -> npt.NDArray[np.float32]:
+        """The mean of G, (K, K) float32."""
+        return np.divide(self.G, self.rows, out=np.empty(self.G.shape, np.float32), casting="same_kind")
+
+    def joined(self, values: npt.NDArray[np.float32] | Floats) -> Floats:
+        """M times values (C, K)."""
+        along = self.metric.along
+        return np.asarray(self.metric.own[:, None] * values + along @ (along.T @ values))
+
+    @property
+    def wanted(self) -> Floats:
+        """The right side, (C, K): M R + lam diag(M) w0."""
+        return self.joined(self.R) + self.lam * self.metric.counts[:, None] * self.w0
+
+
+def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settled | None = None) -> tuple[Floats, Settled | None]:
+    """The weights (C, K) float64 on a support (C, K) bool, and what the next solve on it can begin with.
+
+    start: (C, K) float64, weights near by. settled: of the same support, G and ridge, in place of them. It is None where the channels'
+    matrices are too large to be inverted.
+    """
+    if settled is None and not fits(mask.sum(1)):
+        return _plain(problem, mask, start), None
+    with one_each() as (pool, threads):
+        settled = settled or _begin(problem, pool, threads, mask, start)
+        settled = _settle(problem, pool, threads, problem.single, problem.wanted, settled, LAST)
+    weight = np.zeros(mask.size)
+    weight[settled.places] = settled.weight
+    return weight.reshape(mask.shape), settled
+
+
+def thin_together(problem: Problem, mask: Bools, start: Floats, sizes: Sequence[int]) -> tuple[Bools, Floats, list[Floats]]:
+    """The support of ``sizes[-1]`` weights, reached from ``mask`` (C, K) bool by way of the others, and the weights (C, K) on it.
+
+    Also, for each size, what the weights explain of each channel's mean square, (C,) float64. start: (C, K) float64, weights near by. A
+    weight whose input never varies goes first. Ties go to the higher index, so the count is exact and the choice repeatable.
+    """
+    C, K = mask.shape
+    each, asked = np.repeat(problem.metric.counts, K), problem.R.ravel()
+    varies = np.tile(np.diag(problem.G) > 0, C)
+    explained: list[Floats] = []
+    with one_each() as (pool, threads):
+        single, wanted = problem.single, problem.wanted
+        now = _settle(problem, pool, threads, single, wanted, _begin(problem, pool, threads, mask, start), BETWEEN)
+        for number, size in enumerate(sizes, 1):
+            if len(now.places) > size:
+                spread = np.concatenate([np.diagonal(part) for part in now.inverses])
+                loss = each[now.places] * now.weight**2 / spread * varies[now.places]
+                now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
+            now = _settle(problem, pool, threads, single, wanted, now, BETWEEN if number < len(sizes) else LAST)
+            gain = np.bincount(now.places // K, (2.0 * asked[now.places] - now.seen) * now.weight, C)
+            explained.append(gain.astype(np.float64))
+    kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
+    kept[now.places], solved[now.places] = True, now.weight
+    return kept.reshape(C, K), solved.reshape(C, K), explained
+
+
+def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
+    """Where each channel's weights are among the places."""
+    C, K = problem.w0.shape
+    return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(places, np.arange(C + 1) * K).tolist())]
+
+
+def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats) -> Settled:
+    C, K = mask.shape
+    places = np.flatnonzero(mask.ravel())
+    parts = _parts(problem, places)
+    weight, seen = start.ravel()[places], np.empty(len(places))
+    inverses: list[Floats] = [np.empty((0, 0))] * C
+
+    def one(c: int) -> None:
+        A = among(problem.G, 0, places[parts[c]] - c * K)
+        A /= problem.rows
+        seen[parts[c]] = A @ weight[parts[c]]
+        A.reshape(-1)[:: len(A) + 1] += problem.lam
+        inverses[c] = inverse(A)
+
+    shared(pool, PARTS * threads, one, np.flatnonzero(mask.any(1)))
+    return Settled(places, weight, seen, inverses)
+
+
+def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, out: npt.NDArray[np.intp]) -> Settled:
+    """What is left without the weights ``out``, numbers among the places: each channel's others make up for its own (elimination)."""
+    gone = np.zeros(len(now.places), np.bool_)
+    gone[out] = True
+    parts = _parts(problem, now.places)
+    weight, inverses = now.weight.copy(), list(now.inverses)
+
+    def one(c: int) -> None:
+        out, stay = np.flatnonzero(gone[parts[c]]), np.flatnonzero(~gone[parts[c]])
+        rows = now.inverses[c][out]
+        turn = inverse_factor(rows[:, out])
+        fresh = turn @ rows[:, stay]
+        inverses[c] = among(now.inverses[c][None], 0, stay) - fresh.T @ fresh
+        w = weight[parts[c]]
+        w[stay] -= (turn @ w[out]) @ fresh
+
+    shared(pool, PARTS * threads, one, np.unique(now.places[out] // problem.w0.shape[1]))
+    stay = ~gone
+    seen = now.seen + problem.lam * (now.weight - weight)  # G w + lam w stays as it was
+    return Settled(now.places[stay], weight[stay], seen[stay], inverses)
+
+
+def _settle(
+    problem: Problem,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    single: npt.NDArray[np.float32],
+    wanted: Floats,
+    now: Settled,
+    iterations: int,
+) -> Settled:
+    """The weights on a support after so many iterations of conjugate gradients."""
+    (C, K), places, lam = problem.w0.shape, now.places, problem.lam
+    parts = _parts(problem, places)
+    each, own = (np.repeat(values, [part.stop - part.start for part in parts]) for values in (problem.metric.counts, problem.metric.own))
+    U = problem.metric.along.astype(np.float32)
+    weight, seen = now.weight.copy(), now.seen.copy()
+
+    def preconditioned(residual: Floats) -> Floats:
+        made = np.empty_like(residual)
+
+        def one(c: int) -> None:
+            made[parts[c]] = now.inverses[c] @ residual[parts[c]]
+
+        shared(pool, PARTS * threads, one, np.arange(C))
+        return made / each
+
+    def across(direction: Floats) -> npt.NDArray[np.float32]:
+        """U U' D G on the support."""
+        spreads = np.zeros(C * K, np.float32)
+        spreads[places] = direction
+        ways = product(pool, single[None], (U.T @ spreads.reshape(C, K)).T[None])[0]
+        return np.asarray(product(pool, U[None], ways.T[None])[0].ravel()[places])
+
+    residual = wanted.ravel()[places] - own * seen - across(weight) - lam * each * weight
+    near = preconditioned(residual)
+    way, before_it = near.copy(), residual.copy()  # the preconditioner's matrix times the way
+    power = float(np.vdot(residual, near))
+    enough = ROUNDING * max(power, float(np.vdot(each * weight, seen + lam * weight)))
+    for number in range(iterations):
+        before = power
+        if number:
+            near = preconditioned(residual)
+            power = float(np.vdot(residual, near))
+        if power <= enough:
+            break
+        if number:
+            way = near + (power / before) * way
+            before_it = residual + (power / before) * before_it
+        inner = before_it / each - lam * way  # G_SS times the way
+        image = before_it + across(way) - (each - own) * inner
+        step = power / np.vdot(way, image)
+        weight += step * way
+        seen += step * inner
+        residual -= step * image
+    return Settled(places, weight, seen, now.inverses)
+
+
+def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
+    """`solve_together` by products of all channels with G, the diagonal as preconditioner."""
+    single, counts, lam = problem.single, problem.metric.counts[:, None], problem.lam
+    scale = counts * (np.diag(single) + lam)
+    weight = np.where(mask, start, 0.0)
+    with one_each() as (pool, _):
+
+        def moved(direction: Floats) -> Floats:
+            made = product(pool, direction.astype(np.float32)[None], single[None])[0]
+            return np.where(mask, problem.joined(made) + lam * counts * direction, 0.0)
+
+        wanted = np.where(mask, problem.wanted, 0.0)
+        left = wanted - moved(weight)
+        way = left / scale
+        power = float(np.vdot(left, way))
+        enough = ROUNDING * max(power, float(np.vdot(wanted, weight)))
+        for _ in range(PLAIN):
+            if power <= enough:
+                break
+            image = moved(way)
+            step = power / np.vdot(way, image)
+            weight += step * way
+            left -= step * image
+            near = left / scale
+            before, power = power, float(np.vdot(left, near))
+            way = near + (power / before) * way
+    return weight

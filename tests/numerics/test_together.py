@@ -1,0 +1,201 @@
+"""Least squares of all channels together, against a direct solution of all their equations, and the supports that they choose."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onnxprune.numerics import together
+from onnxprune.numerics.elimination import eliminate
+from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.metric import Metric
+from onnxprune.numerics.reconstruct import problem_of, refit
+from onnxprune.numerics.supports import fits, together_of
+from onnxprune.numerics.together import Problem, solve_together, thin_together
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+RIDGE = 1e-2
+
+
+def gram_of(seed: int, C: int, K: int) -> tuple[Gram, Floats]:
+    """Moments of rows whose inputs have much in common, and the dense weights."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(200, K)) @ rng.normal(size=(K, K))
+    w0 = rng.normal(size=(C, K))
+    return Gram.from_batch(x, x @ w0.T + 0.3 * rng.normal(size=(200, C))), w0
+
+
+def setting(seed: int, C: int = 5, K: int = 7, along: int = 2) -> tuple[Problem, Bools]:
+    """A problem with a metric far from diagonal, and a support of half of the weights."""
+    rng = np.random.default_rng(seed + 100)
+    gram, w0 = gram_of(seed, C, K)
+    metric = Metric(rng.uniform(0.2, 1.0, C), rng.normal(size=(C, along)))
+    return problem_of(gram, w0, RIDGE, metric), rng.random((C, K)) < 0.5
+
+
+def metric_in(problem: Problem) -> Floats:
+    return np.asarray(np.diag(problem.metric.own) + problem.metric.along @ problem.metric.along.T)
+
+
+def solution(problem: Problem, mask: Bools) -> Floats:
+    """The slow oracle: one system of all weights of the support."""
+    M, G = metric_in(problem), problem.G / problem.rows
+    own = problem.lam * np.diag(np.repeat(np.diag(M), len(G)))
+    on = np.flatnonzero(mask.ravel())
+    made = np.zeros(mask.shape)
+    made[mask] = np.linalg.solve((np.kron(M, G) + own)[np.ix_(on, on)], ((M @ problem.R).ravel() + own @ problem.w0.ravel())[on])
+    return made
+
+
+def objective(problem: Problem, weight: Floats) -> float:
+    """E[e' M e] of the rows' errors e, less that of no weights at all, and what drawing the weights to the dense ones adds."""
+    M, G = metric_in(problem), problem.G / problem.rows
+    fit = np.einsum("cd,ck,dk->", M, weight, weight @ G) - 2 * np.einsum("cd,ck,dk->", M, weight, problem.R)
+    return float(fit + problem.lam * (np.diag(M)[:, None] * (weight - problem.w0) ** 2).sum())
+
+
+@pytest.fixture(params=["inverses", "diagonal"])
+def iterated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the iterations of both ways of preconditioning, one of which is taken."""
+    if request.param == "diagonal":
+        monkeypatch.setattr(together, "fits", lambda counts: False)
+
+    def set_to(count: int) -> None:
+        for name in ("LAST", "PLAIN"):
+            monkeypatch.setattr(together, name, count)
+
+    return set_to
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_iterations_come_to_the_solution_of_all_equations(seed: int, iterated: Callable[[int], None]) -> None:
+    problem, mask = setting(seed)
+    iterated(200)
+    found, _ = solve_together(problem, mask, np.zeros(mask.shape))
+    np.testing.assert_allclose(found, solution(problem, mask), rtol=2e-3, atol=2e-3)  # float32 products, a condition of 1e3 and more
+    assert not found[~mask].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_iteration_lowers_the_error_that_counts(seed: int, iterated: Callable[[int], None]) -> None:
+    problem, mask = setting(seed)
+    start = np.where(mask, problem.w0, 0.0)
+    errors = []
+    for count in range(6):
+        iterated(count)
+        errors.append(objective(problem, solve_together(problem, mask, start)[0]))
+    assert errors[0] == pytest.approx(objective(problem, start))
+    assert all(after < before for before, after in itertools.pairwise(errors))
+
+
+def test_few_iterations_are_enough_with_the_channels_own_inverses() -> None:
+    """As many as the metric has directions, and one, where the inputs are alike to all channels."""
+    gram, w0 = gram_of(0, 6, 8)
+    problem = problem_of(gram, w0, RIDGE, Metric(np.full(6, 0.5), np.random.default_rng(0).normal(size=(6, 1))))
+    found, _ = solve_together(problem, np.ones((6, 8), np.bool_), np.zeros((6, 8)))
+    np.testing.assert_allclose(found, solution(problem, np.ones((6, 8), np.bool_)), atol=1e-3)
+
+
+def test_without_anything_in_common_the_channels_own_solutions_come_out(iterated: Callable[[int], None]) -> None:
+    gram, w0 = gram_of(3, 5, 7)
+    mask = np.random.default_rng(3).random((5, 7)) < 0.5
+    iterated(60)
+    problem = problem_of(gram, w0, RIDGE, Metric(np.array([0.1, 1, 2, 0.5, 1]), np.zeros((5, 0))))
+    found, _ = solve_together(problem, mask, w0)
+    np.testing.assert_allclose(found, refit(gram, w0, mask, RIDGE), rtol=1e-3, atol=1e-3)
+
+
+def test_the_next_solve_goes_on_where_the_last_one_stopped() -> None:
+    """With what is settled, other targets on the same support take no new inverses, and give what a solve of their own gives."""
+    problem, mask = setting(1)
+    start, settled = solve_together(problem, mask, np.zeros(mask.shape))
+    assert settled is not None
+    other = Problem(problem.G, problem.R + 0.1, problem.w0, problem.lam, problem.rows, problem.metric)
+    fresh, _ = solve_together(other, mask, start)
+    again, after = solve_together(other, mask, np.full(mask.shape, np.nan), settled)
+    np.testing.assert_allclose(again, fresh, rtol=1e-9, atol=1e-9)
+    assert after is not None
+    np.testing.assert_allclose(after.seen, (again @ problem.G / problem.rows)[mask], atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_nothing_in_common_elimination_chooses_the_same(seed: int) -> None:
+    """One weight at a time, in units in which all channels count alike."""
+    gram, w0 = gram_of(seed, 5, 7)
+    counts = np.random.default_rng(seed).uniform(0.1, 2, 5)
+    mask = np.random.default_rng(seed + 1).random((5, 7)) < 0.8
+    sizes = list(range(int(mask.sum()) - 1, 9, -1))
+    problem = problem_of(gram, w0, RIDGE, Metric(counts, np.zeros((5, 0))))
+    found, weight, explained = thin_together(problem, mask, w0, sizes)
+    unit = np.sqrt(counts)[:, None]
+    rhs = unit * (problem.R + problem.lam * w0)
+    wanted, solved, _ = eliminate(gram.xx, rhs, np.array([problem.lam]), mask, np.ones(mask.shape, np.bool_), sizes, gram.count)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(unit * weight, solved, rtol=1e-5, atol=1e-5)
+    assert len(explained) == len(sizes)
+    np.testing.assert_allclose(explained[-1], (2 * problem.R * weight - weight * (weight @ problem.G / problem.rows)).sum(1), rtol=1e-6)
+
+
+def test_what_is_left_out_first_costs_least_by_a_slow_count() -> None:
+    """The one weight whose loss, the others of its channel making up for it, raises the error least."""
+    problem, mask = setting(2)
+    start = solution(problem, mask)
+    found, _, _ = thin_together(problem, mask, start, [int(mask.sum()) - 1])
+    G, counts = problem.G / problem.rows + problem.lam * np.eye(mask.shape[1]), problem.metric.counts
+    costs = {}
+    for c, k in np.argwhere(mask):
+        on = np.flatnonzero(mask[c])
+        inner = np.linalg.inv(G[np.ix_(on, on)])
+        costs[c, k] = counts[c] * start[c, k] ** 2 / inner[list(on).index(k), list(on).index(k)]
+    assert tuple(np.argwhere(mask & ~found)[0]) == min(costs, key=lambda place: costs[place])
+
+
+def test_chosen_together_the_supports_err_less() -> None:
+    """Than those that each channel's own errors choose, solved together afterwards; summed over problems."""
+    ours, theirs = 0.0, 0.0
+    for seed in range(8):
+        problem, _ = setting(seed, 12, 20, 3)
+        everything = np.ones((12, 20), np.bool_)
+        sizes = [200, 170, 145, 120, 100, 85, 72, 60]
+        mask, weight, _ = thin_together(problem, everything, problem.w0, sizes)
+        assert mask.sum() == 60
+        unit = np.sqrt(problem.metric.counts)[:, None]
+        rhs = unit * (problem.R + problem.lam * problem.w0)
+        other, _, _ = eliminate(problem.G[None], rhs, np.array([problem.lam]), everything, everything, sizes, problem.rows)
+        nothing = float(np.einsum("cd,ck,dk->", metric_in(problem), problem.w0, problem.w0 @ problem.G / problem.rows))
+        ours += 1 + objective(problem, weight) / nothing
+        theirs += 1 + objective(problem, solution(problem, other)) / nothing
+    assert ours < 0.9 * theirs
+
+
+def test_inputs_that_never_vary_go_first() -> None:
+    gram, w0 = gram_of(0, 4, 6)
+    gram.xx[0, 2], gram.xx[0, :, 2], gram.xy[0, 2] = 0, 0, 0
+    problem = problem_of(gram, 50 * w0, RIDGE, Metric(np.ones(4), np.ones((4, 1))))
+    mask, weight, _ = thin_together(problem, np.ones((4, 6), np.bool_), w0, [20])
+    assert not mask[:, 2].any()
+    assert np.isfinite(weight).all()
+
+
+def test_channels_without_weights_are_no_harm() -> None:
+    problem, mask = setting(4)
+    mask[2] = False
+    found, _ = solve_together(problem, mask, problem.w0)
+    np.testing.assert_allclose(found, solution(problem, mask), atol=0.3 * np.abs(found).max())
+    kept, weight, _ = thin_together(problem, mask, problem.w0, [3, 0])
+    assert not kept.any()
+    assert not weight.any()
+
+
+def test_sizes_at_which_channels_are_solved_together() -> None:
+    assert together_of(1000, 10, 1000) == [2000, 1682, 1414, 1189, 1000]  # the fourth root of 2 is 1.1892
+    assert together_of(9900, 10, 1000) == [9900]  # nearly everything is kept
+    assert together_of(0, 10, 1000) == [0]
+    assert together_of(512 * 230, 512, 4608) == [512 * 230]  # too much to be inverted
+    assert fits(np.full(512, 100))
+    assert not fits(np.full(512, 230))
