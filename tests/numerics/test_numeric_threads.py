@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.numerics import threads
 from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.metric import metric_of
 from onnxprune.numerics.products import Products
 from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.threads import cores, one_each, product
@@ -82,5 +83,26 @@ def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, group
             mean = fit.x_mean[0]
             moments = Products(4000, 4000 * mean, fit.xx[0] + 4000 * np.outer(mean, mean)).moments(weight, np.zeros(outputs))
             found.append([*made, moments.mean, moments.m2])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(27, 64), (576, 130)])
+def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: int) -> None:
+    """The metric of gradients, the supports that it chooses, and the weights on them."""
+    x, y, weight = rows_of(inputs, outputs, 1)
+    gradients = RNG.normal(size=(2, 300, outputs)) @ RNG.normal(size=(outputs, outputs))
+    halves = gradients.transpose(0, 2, 1) @ gradients
+    found: list[list[Any]] = []
+    for count in (1, 2):
+        with threadpool_limits(count, "blas"):
+            metric = metric_of(halves, np.ones(outputs))
+            assert metric is not None
+            fit, held = (Gram.from_batch(x[part], y[part]) for part in (slice(4000), slice(4000, None)))
+            made = [metric.own, metric.along]
+            for keep in (0.1, 0.9):
+                solved = reconstruct(fit.merge(held), (fit, held), weight, int(weight.size * keep), metric=metric)
+                made += [solved.weight, solved.mask, solved.blind]
+            found.append(made)
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
