@@ -9,8 +9,8 @@ the dense output alone:
    solved layer gives, cut to that side, and the layer is solved once more on the same support;
 3. the bias gives the dense mean.
 
-The channels share the layer's weights by how much the next layers read of them (weighing), and errors count them so. On the support that
-is left they make up for each other by what their errors are worth in the outputs, where that is known (metrics).
+The channels share the layer's weights by how much the next layers read of them (weighing), and errors count them so. Where it is known
+what their errors are worth together in the outputs (metrics), they choose the last supports and make up for each other by that.
 
 What cannot be reconstructed (shared weights, normalisations of their own, odd geometries) takes the channel repair. A layer whose
 solution is no better on held-out rows than that, or than a new bias alone, takes it too.

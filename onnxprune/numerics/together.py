@@ -28,7 +28,7 @@ from onnxprune.numerics.threads import PARTS, one_each, product, shared
 
 ROUNDING = 1e-11
 """The share of the weights' squared norm, or of the first residual's, below which a residual is but the rounding of float32 products."""
-BETWEEN, LAST = 2, 8
+BETWEEN, LAST = 3, 8
 """Iterations before weights are left out, and on the last support: few, for what directions of little effect ask for fits the samples."""
 PLAIN = 8
 """Iterations where the channels' own matrices are too large to be inverted, and their diagonals stand for them."""

@@ -193,7 +193,7 @@ def test_channels_without_weights_are_no_harm() -> None:
 
 
 def test_sizes_at_which_channels_are_solved_together() -> None:
-    assert together_of(1000, 10, 1000) == [2000, 1682, 1414, 1189, 1000]  # the fourth root of 2 is 1.1892
+    assert together_of(1000, 10, 1000) == [2000, 1811, 1641, 1486, 1346, 1219, 1104, 1000]  # the seventh root of 2 is 1.104
     assert together_of(9900, 10, 1000) == [9900]  # nearly everything is kept
     assert together_of(0, 10, 1000) == [0]
     assert together_of(512 * 230, 512, 4608) == [512 * 230]  # too much to be inverted
