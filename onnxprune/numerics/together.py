@@ -24,6 +24,7 @@ import numpy.typing as npt
 from onnxprune.numerics.elimination import Bools, Floats, among, inverse, inverse_factor, least
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.supports import fits
+from onnxprune.numerics.thinning import single
 from onnxprune.numerics.threads import PARTS, one_each, product, shared
 
 ROUNDING = 1e-11
@@ -63,7 +64,7 @@ class Problem:
     @property
     def single(self) -> npt.NDArray[np.float32]:
         """The mean of G, (K, K) float32."""
-        return np.divide(self.G, self.rows, out=np.empty(self.G.shape, np.float32), casting="same_kind")
+        return single(self.G, self.rows)
 
     def joined(self, values: npt.NDArray[np.float32] | Floats) -> Floats:
         """M times values (C, K)."""
