@@ -14,9 +14,10 @@ What all channels share takes 2 r K^2 flops an iteration, r the directions in U,
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class Problem:
     rows: int
     metric: Metric
 
-    @property
+    @cached_property
     def single(self) -> npt.NDArray[np.float32]:
         """The mean of G, (K, K) float32."""
         return single(self.G, self.rows)
@@ -71,7 +72,7 @@ class Problem:
         along = self.metric.along
         return np.asarray(self.metric.own[:, None] * values + along @ (along.T @ values))
 
-    @property
+    @cached_property
     def wanted(self) -> Floats:
         """The right side, (C, K): M R + lam diag(M) w0."""
         return self.joined(self.R) + self.lam * self.metric.counts[:, None] * self.w0
@@ -87,7 +88,7 @@ def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settle
         return _plain(problem, mask, start), None
     with one_each() as (pool, threads):
         settled = settled or _begin(problem, pool, threads, mask, start)
-        settled = _settle(problem, pool, threads, problem.single, problem.wanted, settled, LAST)
+        settled = _settle(problem, pool, threads, settled, LAST)
     weight = np.zeros(mask.size)
     weight[settled.places] = settled.weight
     return weight.reshape(mask.shape), settled
@@ -104,14 +105,13 @@ def thin_together(problem: Problem, mask: Bools, start: Floats, sizes: Sequence[
     varies = np.tile(np.diag(problem.G) > 0, C)
     explained: list[Floats] = []
     with one_each() as (pool, threads):
-        single, wanted = problem.single, problem.wanted
-        now = _settle(problem, pool, threads, single, wanted, _begin(problem, pool, threads, mask, start), BETWEEN)
+        now = _settle(problem, pool, threads, _begin(problem, pool, threads, mask, start), BETWEEN)
         for number, size in enumerate(sizes, 1):
             if len(now.places) > size:
                 spread = np.concatenate([np.diagonal(part) for part in now.inverses])
                 loss = each[now.places] * now.weight**2 / spread * varies[now.places]
                 now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
-            now = _settle(problem, pool, threads, single, wanted, now, BETWEEN if number < len(sizes) else LAST)
+            now = _settle(problem, pool, threads, now, BETWEEN if number < len(sizes) else LAST)
             gain = np.bincount(now.places // K, (2.0 * asked[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
@@ -165,21 +165,12 @@ def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled
     return Settled(now.places[stay], weight[stay], seen[stay], inverses)
 
 
-def _settle(
-    problem: Problem,
-    pool: ThreadPoolExecutor,
-    threads: int,
-    single: npt.NDArray[np.float32],
-    wanted: Floats,
-    now: Settled,
-    iterations: int,
-) -> Settled:
+def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, iterations: int) -> Settled:
     """The weights on a support after so many iterations of conjugate gradients."""
     (C, K), places, lam = problem.w0.shape, now.places, problem.lam
     parts = _parts(problem, places)
     each, own = (np.repeat(values, [part.stop - part.start for part in parts]) for values in (problem.metric.counts, problem.metric.own))
     U = problem.metric.along.astype(np.float32)
-    weight, seen = now.weight.copy(), now.seen.copy()
 
     def preconditioned(residual: Floats) -> Floats:
         made = np.empty_like(residual)
@@ -188,63 +179,65 @@ def _settle(
             made[parts[c]] = now.inverses[c] @ residual[parts[c]]
 
         shared(pool, PARTS * threads, one, np.arange(C))
-        return made / each
+        made /= each
+        return made
 
     def across(direction: Floats) -> npt.NDArray[np.float32]:
         """U U' D G on the support."""
         spreads = np.zeros(C * K, np.float32)
         spreads[places] = direction
-        ways = product(pool, single[None], (U.T @ spreads.reshape(C, K)).T[None])[0]
+        ways = product(pool, problem.single[None], (U.T @ spreads.reshape(C, K)).T[None])[0]
         return np.asarray(product(pool, U[None], ways.T[None])[0].ravel()[places])
 
-    residual = wanted.ravel()[places] - own * seen - across(weight) - lam * each * weight
-    near = preconditioned(residual)
-    way, before_it = near.copy(), residual.copy()  # the preconditioner's matrix times the way
-    power = float(np.vdot(residual, near))
-    enough = ROUNDING * max(power, float(np.vdot(each * weight, seen + lam * weight)))
-    for number in range(iterations):
-        before = power
-        if number:
-            near = preconditioned(residual)
-            power = float(np.vdot(residual, near))
-        if power <= enough:
-            break
-        if number:
-            way = near + (power / before) * way
-            before_it = residual + (power / before) * before_it
-        inner = before_it / each - lam * way  # G_SS times the way
-        image = before_it + across(way) - (each - own) * inner
-        step = power / np.vdot(way, image)
-        weight += step * way
-        seen += step * inner
-        residual -= step * image
-    return Settled(places, weight, seen, now.inverses)
+    def image(way: Floats, before: Floats) -> Floats:
+        inner = before / each - lam * way  # G_SS times the way
+        return np.asarray(before + across(way) - (each - own) * inner)
+
+    residual = problem.wanted.ravel()[places] - own * now.seen - across(now.weight) - lam * each * now.weight
+    power = float(np.vdot(each * now.weight, now.seen + lam * now.weight))
+    moved, before = _descended(residual, preconditioned, image, iterations, power)
+    return Settled(places, now.weight + moved, now.seen + before / each - lam * moved, now.inverses)
 
 
 def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
     """`solve_together` by products of all channels with G, the diagonal as preconditioner."""
     single, counts, lam = problem.single, problem.metric.counts[:, None], problem.lam
     scale = counts * (np.diag(single) + lam)
-    weight = np.where(mask, start, 0.0)
+    weight, wanted = np.where(mask, start, 0.0), np.where(mask, problem.wanted, 0.0)
     with one_each() as (pool, _):
 
-        def moved(direction: Floats) -> Floats:
-            made = product(pool, direction.astype(np.float32)[None], single[None])[0]
-            return np.where(mask, problem.joined(made) + lam * counts * direction, 0.0)
+        def image(way: Floats) -> Floats:
+            made = product(pool, way.astype(np.float32)[None], single[None])[0]
+            return np.where(mask, problem.joined(made) + lam * counts * way, 0.0)
 
-        wanted = np.where(mask, problem.wanted, 0.0)
-        left = wanted - moved(weight)
-        way = left / scale
-        power = float(np.vdot(left, way))
-        enough = ROUNDING * max(power, float(np.vdot(wanted, weight)))
-        for _ in range(PLAIN):
-            if power <= enough:
-                break
-            image = moved(way)
-            step = power / np.vdot(way, image)
-            weight += step * way
-            left -= step * image
-            near = left / scale
-            before, power = power, float(np.vdot(left, near))
-            way = near + (power / before) * way
-    return weight
+        residual, power = wanted - image(weight), float(np.vdot(wanted, weight))
+        moved, _ = _descended(residual, lambda left: left / scale, lambda way, _: image(way), PLAIN, power)
+    return np.asarray(weight + moved)
+
+
+def _descended(
+    residual: Floats, preconditioned: Callable[[Floats], Floats], image: Callable[[Floats, Floats], Floats], iterations: int, power: float
+) -> tuple[Floats, Floats]:
+    """How far so many iterations of conjugate gradients move, and the preconditioner's matrix times that, both like the residual.
+
+    image: the equations' matrix times a way, whose product with the preconditioner's matrix it gets too. ``power``: the squared norm of
+    where it begins, by that matrix; it ends where what is left is but rounding.
+    """
+    near = preconditioned(residual)
+    way, before = near, residual.copy()
+    moved, moved_before = np.zeros_like(residual), np.zeros_like(residual)
+    left = float(np.vdot(residual, near))
+    enough = ROUNDING * max(left, power)
+    for number in range(iterations):
+        if number:
+            last, near = left, preconditioned(residual)
+            left = float(np.vdot(residual, near))
+            way, before = near + (left / last) * way, residual + (left / last) * before
+        if left <= enough:
+            break
+        made = image(way, before)
+        step = left / np.vdot(way, made)
+        moved += step * way
+        moved_before += step * before
+        residual = residual - step * made
+    return moved, moved_before
