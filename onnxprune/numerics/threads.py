@@ -18,8 +18,9 @@ from threadpoolctl import ThreadpoolController
 
 PARTS = 2
 """Tasks a thread in a step."""
-BLOCK, LEAST = 64, 1 << 18
-"""Rows of a product that are a task, and multiplications of a group from which on there are tasks."""
+BLOCK, TALL, LEAST = 64, 256, 1 << 18
+"""Rows of a product that are a task, those where it has no more columns than `BLOCK`, which each task lays out anew for BLAS, and
+multiplications of a group from which on there are tasks."""
 
 
 def shared(pool: ThreadPoolExecutor, tasks: int, work: Callable[[int], None], channels: npt.NDArray[np.intp]) -> None:
@@ -53,12 +54,13 @@ def product(pool: ThreadPoolExecutor, left: npt.NDArray[Any], right: npt.NDArray
     if rows * width * right.shape[2] < LEAST:  # a task takes as long as what it computes
         return np.asarray(left @ right)
     made = np.empty((groups, rows, right.shape[2]), left.dtype)
+    high = TALL if right.shape[2] <= BLOCK else BLOCK
 
     def block(part: tuple[int, int]) -> None:
         g, at = part
-        np.matmul(left[g, at : at + BLOCK], right[g], out=made[g, at : at + BLOCK])
+        np.matmul(left[g, at : at + high], right[g], out=made[g, at : at + high])
 
-    for _ in pool.map(block, itertools.product(range(groups), range(0, rows, BLOCK))):
+    for _ in pool.map(block, itertools.product(range(groups), range(0, rows, high))):
         pass
     return made
 
