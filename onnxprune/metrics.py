@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import ModelError, OutOfMemory, RuntimeFailure
 from onnxprune.graph.gradients import backwards, shaped
 from onnxprune.graph.points import Point
+from onnxprune.numerics.metric import Cosines, cosines_of
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
@@ -23,6 +24,26 @@ LARGEST = 1 << 28
 
 
 def metrics(
+    dense: onnx.ModelProto,
+    points: Sequence[Point],
+    batches: Iterable[Batch],
+    seed: int,
+    device: Device,
+    known: dict[str, Cosines | None],
+) -> Mapping[str, Cosines | None]:
+    """By the dense tensor of a point what errors there have in common, None where it cannot be told: ``known``, with what was missing.
+
+    The batches are run through only where something was.
+    """
+    new = [point for point in points if point.dense_tensor not in known]
+    moments = gradient_moments(dense, new, batches, seed, device)
+    for point in new:
+        halves = moments.pop(point.dense_tensor, None)
+        known[point.dense_tensor] = None if halves is None else cosines_of(halves)
+    return known
+
+
+def gradient_moments(
     dense: onnx.ModelProto, points: Sequence[Point], batches: Iterable[Batch], seed: int, device: Device
 ) -> dict[str, NDArray[np.float64]]:
     """By the dense tensor of a point the second moments of gradients there, (2, C, C) float64: sums over every other batch each.

@@ -35,7 +35,7 @@ from onnxprune.graph.uses import BIAS
 from onnxprune.graph.walk import readers
 from onnxprune.metrics import metrics
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.metric import metric_of
+from onnxprune.numerics.metric import Cosines, metric_of
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.reconstruct import Reconstruction, problem_of, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
@@ -66,11 +66,13 @@ def reconstruct_in_order(
     device: Device,
     tick: Callable[[], None],
     memory: Memory | None = None,
+    known: dict[str, Cosines | None] | None = None,
 ) -> list[Outcome]:
     """Reconstruct the masked model behind ``constants`` in place, and say what was done at each point.
 
     ``keep`` maps a weight's name to how many weights its layer keeps; ``reached`` are the tensors that depend on a pruned weight;
-    ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find.
+    ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find. ``known`` has what is known of the
+    dense model's gradients (metrics), and gets what is found out.
     """
     model = constants.model
     original = Constants(dense)
@@ -97,7 +99,7 @@ def reconstruct_in_order(
     read = weigh(constants, original, places)
     scores = scores_of(model, points)
     together = [point for point, shape in places.values() if shape.group == 1 and point.dense_tensor not in scores]
-    worth = metrics(dense, together, batches(), seed, device.alone)
+    worth = metrics(dense, together, batches(), seed, device.alone, {} if known is None else known)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
@@ -108,8 +110,8 @@ def reconstruct_in_order(
                 outcomes.append(unrepaired(point, rows))
             else:
                 weights, last = read[point.dense_tensor], point.dense_tensor in scores
-                gradients = worth.pop(point.dense_tensor, None)
-                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, gradients, keep, pattern, last=last))
+                cosines = worth.get(point.dense_tensor)
+                outcomes.append(_solve(constants, original, point, shape, join, rows, weights, cosines, keep, pattern, last=last))
             del rows  # before the next layer's come
         else:
             target = fold(reference.advance(probe_of(point, point.dense_tensor, constants)), point)
@@ -146,7 +148,7 @@ def _solve(
     join: Join,
     rows: Rows | RowsThere,
     read: NDArray[np.float64],
-    gradients: NDArray[np.float64] | None,
+    cosines: Cosines | None,
     keep: dict[str, int],
     pattern: tuple[int, int] | None,
     *,
@@ -168,7 +170,7 @@ def _solve(
     gains = channel_gains(measure, masked, power)
     repaired = masked * gains[:, None]
     counts = importance(read, rows.inside(join.low, join.high))
-    metric = None if gradients is None else metric_of(gradients, counts)
+    metric = None if cosines is None else metric_of(cosines, counts)
     counts = counts if metric is None else metric.counts
     before = measure.error(masked, measure.shift(masked), counts, power)
     plain = measure.error(repaired, measure.shift(repaired), counts, gains**2 * power)

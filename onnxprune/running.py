@@ -1,7 +1,7 @@
 """One run on a model and its samples: allocation, masks, repair, agreement; and what several runs on the same ones share.
 
-The dense model's outputs on the held-out samples and its statistics at the places of repair depend on no option that decides how it is
-pruned. They are made when they are first asked for, and kept. The model that is repaired shares nothing with another.
+The dense model's outputs on the held-out samples, its statistics at the places of repair and its gradients there depend on no option that
+decides how it is pruned. They are made when they are first asked for, and kept. The model that is repaired shares nothing with another.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onnxprune.graph.points import points as points_of
 from onnxprune.judging import Outputs, collect, collect_in_stages
 from onnxprune.masking import Decided, Masked, decide, masked
 from onnxprune.memory import at_once
+from onnxprune.numerics.metric import Cosines
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.threads import allowed
 from onnxprune.options import Options
@@ -38,8 +39,9 @@ from onnxprune.statistics import dense_moments
 class Tools:
     """What every pass over the samples needs, and what was found out about the dense model so far.
 
-    ``moments`` has the dense statistics by tensor and axis, ``branches`` the branch of an If that all samples take, None where they take
-    both; ``memory`` bounds the live tensors of all walks together.
+    ``moments`` has the dense statistics by tensor and axis, ``cosines`` what errors of channels have in common in the outputs by tensor
+    (metrics), ``branches`` the branch of an If that all samples take, None where they take both; ``memory`` bounds the live tensors of all
+    walks together.
     """
 
     device: Device
@@ -47,6 +49,7 @@ class Tools:
     clock: Clock
     progress: Progress
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    cosines: dict[str, Cosines | None] = field(default_factory=dict)
     branches: dict[str, bool | None] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
 
@@ -176,7 +179,7 @@ def _repaired(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: T
         keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
-            how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory)
+            how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory, tools.cosines)
             return reconstruct_in_order(dense, pruned.constants, keep, batches, reached, *how)
     moments = statistics(dense, points, tools)
     with tools.clock.phase("repair"):

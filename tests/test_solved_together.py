@@ -40,7 +40,7 @@ def test_the_file_holds_the_solution_of_all_equations(monkeypatch: pytest.Monkey
     """With a metric known and many iterations: one system of all weights of the support, of the file's own mask and the report's ridge."""
     rng = np.random.default_rng(4)
     metric = Metric(rng.uniform(0.3, 1, HIDDEN), rng.normal(0, 0.5, (HIDDEN, OUTPUTS)))
-    monkeypatch.setattr(reconstructing, "metric_of", lambda halves, prior: metric)
+    monkeypatch.setattr(reconstructing, "metric_of", lambda cosines, prior: metric)
     monkeypatch.setattr(together, "LAST", 300)
     dense = bottleneck("Identity")
     x = data(1)

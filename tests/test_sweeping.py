@@ -101,6 +101,23 @@ def test_statistics_that_are_there_are_not_made_again(net: Path, monkeypatch: py
     assert len(passes) == 1
 
 
+def test_gradients_that_are_known_are_not_measured_again(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune import metrics
+
+    asked_for: list[set[str]] = []
+    plain = metrics.gradient_moments
+
+    def measured(dense: Any, points: Any, *given: Any) -> Any:
+        asked_for.append({point.dense_tensor for point in points})
+        return plain(dense, points, *given)
+
+    monkeypatch.setattr(metrics, "gradient_moments", measured)
+    sweep(asked(repairs=("reconstruct",)))
+    assert len(asked_for) == 4
+    assert asked_for[0]
+    assert not any(asked_for[1:])
+
+
 def test_a_combination_that_fails_is_a_row_with_its_error(net: Path) -> None:
     report = sweep(asked(sparsities=(0.5, 0.999)))
     failed = [row for row in report.rows if row.error]

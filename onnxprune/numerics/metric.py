@@ -39,26 +39,42 @@ class Metric:
         return np.asarray(self.own + np.einsum("cr,cr->c", self.along, self.along))
 
 
-def metric_of(halves: Floats, prior: Floats) -> Metric | None:
-    """The metric of second moments of gradients, of mean diagonal 1; None where they are no numbers or 0.
+@dataclass(frozen=True, eq=False)
+class Cosines:
+    """What errors of channels have in common, apart from what each counts: ``share`` of the identity and of their cosines, the first as a
+    number, both as along along' with along (C, r) float64, as far as r directions take it."""
 
-    halves: (2, C, C), sums over one half of the samples each. prior: (C,) float64, what a channel counts by itself, of mean above 0.
+    share: float
+    along: Floats
+
+
+def cosines_of(halves: Floats) -> Cosines | None:
+    """What second moments of gradients say of channels together; None where they are no numbers or 0.
+
+    halves: (2, C, C), sums over one half of the samples each.
     """
-    means = np.einsum("hcc->h", halves) / len(prior)
+    channels = halves.shape[1]
+    means = np.einsum("hcc->h", halves) / channels
     if not np.isfinite(halves).all() or not (means > 0).all():
         return None
     halves = halves / means[:, None, None]
     singles = np.maximum(np.einsum("hcc->hc", halves), LEAST)
-    counts = np.maximum(prior / prior.mean(), LEAST)
     scale = 1.0 / np.sqrt(singles)
-    first, second = (half * root[:, None] * root for half, root in zip(halves, scale, strict=True))  # cosines
+    first, second = (half * root[:, None] * root for half, root in zip(halves, scale, strict=True))
     for part in (first, second):
         np.fill_diagonal(part, 0.0)
     share = min(told(first, second), 1.0 - OWN)
-    shared = share * (0.5 * (first + second) + np.eye(len(prior)))
-    root = np.sqrt(counts)
-    along = root[:, None] * directions(shared, max(FEWEST, len(prior) // DIRECTIONS)) if share > 0 else np.zeros((len(prior), 0))
-    return Metric(np.maximum(counts - np.einsum("cr,cr->c", along, along), (1.0 - share) * counts * 0.5), along)
+    if share <= 0:
+        return Cosines(0.0, np.zeros((channels, 0)))
+    shared = share * (0.5 * (first + second) + np.eye(channels))
+    return Cosines(share, directions(shared, max(FEWEST, channels // DIRECTIONS)))
+
+
+def metric_of(cosines: Cosines, prior: Floats) -> Metric:
+    """The metric in which channels count by themselves as ``prior`` (C,) float64 says, of mean above 0; its mean diagonal is 1."""
+    counts = np.maximum(prior / prior.mean(), LEAST)
+    along = np.sqrt(counts)[:, None] * cosines.along
+    return Metric(np.maximum(counts - np.einsum("cr,cr->c", along, along), (1.0 - cosines.share) * counts * 0.5), along)
 
 
 def told(first: Floats, second: Floats) -> float:

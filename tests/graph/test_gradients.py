@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxprune.graph.building import Builder
 from onnxprune.graph.gradients import backwards
 from onnxprune.graph.points import points as points_of
 from onnxprune.graph.tensors import Constants
-from onnxprune.metrics import metrics, shapes_of
+from onnxprune.metrics import gradient_moments, metrics, shapes_of
 from onnxprune.runtime.device import Device
 
 RNG = np.random.default_rng(0)
@@ -131,7 +132,7 @@ def batches(count: int = 40, size: int = 50) -> list[dict[str, NDArray[Any]]]:
 def test_the_moments_are_those_of_the_jacobian() -> None:
     """Without an activation J is w2: J'J = w2'w2. Of 1,000 random gradients the mean is within 15 % of it (chi squared)."""
     model = two_layers()
-    found = metrics(model, points_of(layers.find(model)), batches(), 0, CPU)
+    found = gradient_moments(model, points_of(layers.find(model)), batches(), 0, CPU)
     w2 = numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == "w2")).astype(np.float64)
     wanted = w2.T @ w2
     assert found["a"].shape == (2, *wanted.shape)
@@ -145,7 +146,7 @@ def test_every_other_batch_is_of_the_other_half() -> None:
     model = two_layers()
     points = points_of(layers.find(model))
     given = batches(3)
-    one, two, three = (metrics(model, points, given[:count], 0, CPU)["a"] for count in (1, 2, 3))
+    one, two, three = (gradient_moments(model, points, given[:count], 0, CPU)["a"] for count in (1, 2, 3))
     assert not one[1].any()
     np.testing.assert_array_equal(two[0], one[0])
     np.testing.assert_array_equal(three[1], two[1])
@@ -155,7 +156,7 @@ def test_every_other_batch_is_of_the_other_half() -> None:
 def test_the_same_seed_gives_the_same_and_another_another() -> None:
     model = two_layers(op="Relu")
     points = points_of(layers.find(model))
-    one, two, three = (metrics(model, points, batches(), seed, CPU)["a"] for seed in (0, 0, 1))
+    one, two, three = (gradient_moments(model, points, batches(), seed, CPU)["a"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, three)
 
@@ -163,7 +164,25 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
 @pytest.mark.parametrize(("op", "opset", "known"), [("Relu", 17, {"a", "y"}), ("Ceil", 17, {"y"}), ("Relu", 15, set())])
 def test_what_is_behind_no_rule_is_not_known(op: str, opset: int, known: set[str]) -> None:
     model = two_layers(op=op, opset=opset)
-    assert set(metrics(model, points_of(layers.find(model)), batches(2), 0, CPU)) == known
+    assert set(gradient_moments(model, points_of(layers.find(model)), batches(2), 0, CPU)) == known
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    """Only what is missing is: not even a sample is asked for where nothing is; and what cannot be known is not asked for again."""
+    model = two_layers(op="Ceil")
+    points = points_of(layers.find(model))
+    first = metrics(model, points, batches(4), 0, CPU, {})
+    assert first["a"] is None
+    assert first["y"] is not None
+
+    def refused() -> Iterator[dict[str, NDArray[Any]]]:
+        raise AssertionError("asked for samples")
+        yield
+
+    assert metrics(model, points, refused(), 0, CPU, dict(first)) == first
+    again = metrics(model, points, batches(4), 0, CPU, {"a": None})
+    assert again["y"] is not None
+    np.testing.assert_array_equal(again["y"].along, first["y"].along)
 
 
 def test_shapes_that_the_model_computes_with_are_no_way_back() -> None:
@@ -178,7 +197,7 @@ def test_shapes_that_the_model_computes_with_are_no_way_back() -> None:
     ]
     weights = {"w": weight(4, 3, 3, 3), "w2": weight(64, 5), "zero": np.array([0]), "rest": np.array([-1])}
     model = build(nodes, weights, {"x": ["N", 3, 6, 6]}, ["y"], opset=17)
-    found = metrics(model, points_of(layers.find(model)), [{"x": weight(8, 3, 6, 6)}], 0, CPU)
+    found = gradient_moments(model, points_of(layers.find(model)), [{"x": weight(8, 3, 6, 6)}], 0, CPU)
     assert set(found) == {"a", "y"}
 
 

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.numerics.metric import LEAST, OWN, Metric, directions, metric_of, told
+from onnxprune.numerics.metric import LEAST, OWN, Metric, cosines_of, directions, metric_of, told
 
 Floats = NDArray[np.float64]
 
 
 def full(metric: Metric) -> Floats:
     return np.asarray(np.diag(metric.own) + metric.along @ metric.along.T)
+
+
+def made(halves: Floats, prior: Floats) -> Metric | None:
+    cosines = cosines_of(halves)
+    return None if cosines is None else metric_of(cosines, prior)
 
 
 def moments(seed: int, rows: int, mix: Floats) -> Floats:
@@ -32,7 +37,7 @@ def test_what_both_halves_say_is_no_chance() -> None:
 def test_equal_halves_by_hand() -> None:
     """The cosine of two channels, 1.2 / sqrt(3 * .48), all of it told, counts but for `OWN`, between what each counts."""
     half = np.array([[3.0, 0.6], [0.6, 0.48]])
-    metric = metric_of(np.stack([half, half]), np.array([2.0, 8.0]))
+    metric = made(np.stack([half, half]), np.array([2.0, 8.0]))
     assert metric is not None
     np.testing.assert_allclose(metric.counts, [0.4, 1.6])  # their mean is 1
     across = (1 - OWN) * 0.5 * np.sqrt(0.4 * 1.6)
@@ -41,7 +46,7 @@ def test_equal_halves_by_hand() -> None:
 
 def test_sums_of_unlike_numbers_of_samples_are_no_matter() -> None:
     half = np.array([[3.0, 1.2], [1.2, 1.0]])
-    one, two = (metric_of(np.stack([half, scale * half]), np.array([1.0, 1.0])) for scale in (1.0, 7.0))
+    one, two = (made(np.stack([half, scale * half]), np.array([1.0, 1.0])) for scale in (1.0, 7.0))
     assert one is not None
     assert two is not None
     np.testing.assert_allclose(full(one), full(two))
@@ -49,7 +54,7 @@ def test_sums_of_unlike_numbers_of_samples_are_no_matter() -> None:
 
 def test_few_gradients_of_channels_that_share_nothing_leave_what_was_known() -> None:
     """Each half says something else: the cosines of 20 gradients of 300 channels, which reach .8, are chance."""
-    metric = metric_of(np.stack([moments(seed, 20, np.eye(300)) for seed in (1, 2)]), np.ones(300))
+    metric = made(np.stack([moments(seed, 20, np.eye(300)) for seed in (1, 2)]), np.ones(300))
     assert metric is not None
     assert np.abs(full(metric) - np.eye(300)).max() < 0.1
 
@@ -59,7 +64,7 @@ def test_many_gradients_are_believed() -> None:
     mix = rng.normal(size=(6, 40)).T @ rng.normal(size=(6, 40)) + 0.1 * np.eye(40)
     truth = mix.T @ mix
     root = np.sqrt(np.diag(truth))
-    metric = metric_of(np.stack([moments(seed, 4000, mix) for seed in (1, 2)]), np.ones(40))
+    metric = made(np.stack([moments(seed, 4000, mix) for seed in (1, 2)]), np.ones(40))
     assert metric is not None
     wanted = (1 - OWN) * truth / root[:, None] / root + OWN * np.eye(40)
     assert np.linalg.norm(full(metric) - wanted) < 0.05 * np.linalg.norm(wanted)
@@ -67,7 +72,7 @@ def test_many_gradients_are_believed() -> None:
 
 def test_a_channel_that_reaches_no_output_shares_nothing_and_still_counts() -> None:
     half = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    metric = metric_of(np.stack([half, half]), np.array([1.0, 1.0, 0.0]))
+    metric = made(np.stack([half, half]), np.array([1.0, 1.0, 0.0]))
     assert metric is not None
     assert metric.counts.min() == LEAST
     assert (metric.own > 0).all()
@@ -75,9 +80,9 @@ def test_a_channel_that_reaches_no_output_shares_nothing_and_still_counts() -> N
 
 
 def test_no_numbers_make_no_metric() -> None:
-    assert metric_of(np.zeros((2, 3, 3)), np.ones(3)) is None
-    assert metric_of(np.stack([np.eye(3), np.full((3, 3), np.nan)]), np.ones(3)) is None
-    assert metric_of(np.stack([np.eye(3), np.zeros((3, 3))]), np.ones(3)) is None  # one batch alone: nothing tells what it is worth
+    assert made(np.zeros((2, 3, 3)), np.ones(3)) is None
+    assert made(np.stack([np.eye(3), np.full((3, 3), np.nan)]), np.ones(3)) is None
+    assert made(np.stack([np.eye(3), np.zeros((3, 3))]), np.ones(3)) is None  # one batch alone: nothing tells what it is worth
 
 
 def test_directions_take_what_there_is_and_no_more() -> None:

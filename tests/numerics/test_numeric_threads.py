@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from onnxprune.numerics import threads
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.metric import metric_of
+from onnxprune.numerics.metric import cosines_of, metric_of
 from onnxprune.numerics.products import Products
 from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.threads import cores, one_each, product
@@ -96,8 +96,9 @@ def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: i
     found: list[list[Any]] = []
     for count in (1, 2):
         with threadpool_limits(count, "blas"):
-            metric = metric_of(halves, np.ones(outputs))
-            assert metric is not None
+            cosines = cosines_of(halves)
+            assert cosines is not None
+            metric = metric_of(cosines, np.ones(outputs))
             fit, held = (Gram.from_batch(x[part], y[part]) for part in (slice(4000), slice(4000, None)))
             made = [metric.own, metric.along]
             for keep in (0.1, 0.9):
