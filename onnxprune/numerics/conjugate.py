@@ -1,9 +1,10 @@
-"""Least squares on supports by conjugate gradients, all output channels of a layer at once.
+"""Least squares on supports by conjugate gradients, all output channels of a layer at once: each by itself, or as one problem.
 
-The problem is (1) of `thinning`. An iteration is one product of all channels' directions with the matrix that they share, masked to
+The first problem is (1) of `thinning`. An iteration is one product of all channels' directions with the matrix that they share, masked to
 their supports. Channels come near their solutions after unlike numbers of iterations, and those that are there are left out.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.threads import one_each, product
 
 Singles = npt.NDArray[np.float32]
+ROUNDING = 1e-11
+"""The share of the weights' squared norm, or of the first residual's, below which a residual is but the rounding of float32 products."""
 FEWER = 0.75
 """The share of channels at work from which on the others leave the products: to move what is left takes as long as an iteration's rest."""
 FIRST = 4
@@ -60,3 +63,31 @@ def solve_iterative(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Fl
             rz = new
     weight[:, work] = W
     return weight.reshape(C, K).astype(np.float64)
+
+
+def descended(
+    residual: Floats, preconditioned: Callable[[Floats], Floats], image: Callable[[Floats, Floats], Floats], iterations: int, power: float
+) -> tuple[Floats, Floats]:
+    """How far so many iterations of conjugate gradients move, and the preconditioner's matrix times that, both like the residual.
+
+    image: the equations' matrix times a way, whose product with the preconditioner's matrix it gets too. ``power``: the squared norm of
+    where it begins, by that matrix; it ends where what is left is but rounding.
+    """
+    near = preconditioned(residual)
+    way, before = near, residual.copy()
+    moved, moved_before = np.zeros_like(residual), np.zeros_like(residual)
+    left = float(np.vdot(residual, near))
+    enough = ROUNDING * max(left, power)
+    for number in range(iterations):
+        if number:
+            last, near = left, preconditioned(residual)
+            left = float(np.vdot(residual, near))
+            way, before = near + (left / last) * way, residual + (left / last) * before
+        if left <= enough:
+            break
+        made = image(way, before)
+        step = left / np.vdot(way, made)
+        moved += step * way
+        moved_before += step * before
+        residual = residual - step * made
+    return moved, moved_before

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.threads import PARTS, one_each, shared
+from onnxprune.numerics.threads import one_each, shared
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,7 +70,7 @@ def eliminate(
 
     trail = []
     with one_each() as (pool, threads):
-        shared(pool, PARTS * threads, begin, np.arange(C))
+        shared(pool, threads, begin, np.arange(C), 2.0 * float((np.diff(bounds).astype(np.float64) ** 3).sum()))
         for size in sizes:
             there = np.flatnonzero(~gone)
             if len(there) > size:
@@ -78,8 +78,8 @@ def eliminate(
                 out = there[least(loss, len(there) - size)]
                 ends = np.searchsorted(out, bounds)
                 edges = ends.tolist()
-                shared(pool, PARTS * threads, drop, np.flatnonzero(np.diff(ends)))
                 gone[out] = True
+                shared(pool, threads, drop, np.flatnonzero(np.diff(ends)), 2.0 * len(out) * len(places) / C * float(gone.sum()) / C)
                 weight[gone] = 0.0  # rounding is left in those that went before
             trail.append(weight.copy())
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Floats, among
-from onnxprune.numerics.threads import one_each, product, side_by_side
+from onnxprune.numerics.threads import mapped, one_each, product, side_by_side
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
+GATHERED = 10.0  # flops done in the time in which an entry is gathered
 SPARSE = 0.2  # up to this share of weights, those entries of xx that they meet are gathered, in place of a product with all
 
 
@@ -96,7 +97,8 @@ class Gram:
             row = weight[c, inputs]
             made[c] = row @ among(self.xx, c // w.shape[1], inputs) @ row
 
-        side_by_side(gather, np.arange(len(weight)))
+        flops = GATHERED * float((np.count_nonzero(weight, axis=1).astype(np.float64) ** 2).sum())
+        side_by_side(gather, np.arange(len(weight)), flops)
         return made
 
     def error(self, weight: Floats, shift: Floats, importance: Floats | None = None, power: Floats | None = None) -> float:
@@ -132,7 +134,7 @@ def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArra
             xx[some, rows, rows.start :] += turned @ left[some, :, rows.start :]
             xy[some, rows] += turned @ right[some]
 
-    for _ in pool.map(block, parts):
+    for _ in mapped(pool, block, parts, float(a.shape[0] * groups * K * (K + xy.shape[2]))):
         pass
 
 

@@ -20,7 +20,7 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.ridges import RIDGE, candidates
-from onnxprune.numerics.supports import COARSE, schedule, sizes_of, together_of
+from onnxprune.numerics.supports import ABOVE, COARSE, schedule, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
 
@@ -111,17 +111,18 @@ def reconstruct(
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     last = together_of(keep, C, K) if metric is not None and not pattern and fine > 1 else [keep]
-    factor = COARSE if len(last) > 1 else factor  # the last steps are fine enough
+    more = len(last) > 1
+    if more:  # magnitude, in coarse steps, only gives them something to choose from
+        factor, start = COARSE, min(start, ABOVE) * keep / last[0]
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(last[0], C, K, start, factor, fine)
     steps = [*(sizes[:-1] if near else sizes), *near, *last[1:]]
     rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
-    lam, more = ridge_of(rows, first), metric is not None and len(last) > 1
-    mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], lam, sizes, pattern, rows.count, near, rough=more)
+    mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near, unsolved=more)
     weight /= unit[:, None]
     if metric is not None and more:
-        mask, weight, explained = thin_together(problem_of(rows, w0, first, metric), mask, weight, last[1:])
-        gains += [float(gain @ unit**2) for gain in explained]
+        mask, weight, explained = thin_together(problem_of(rows, w0, first, metric), mask, last[1:])
+        gains = gains[: len(steps) - len(last)] + [float(gain @ unit**2) for gain in explained]
     power = max(float(rows.yy @ unit**2) / rows.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
     blind = {r: weight if r == first and rows is fit and not more else refit(fit, w0, mask, r, weight) for r in tried}

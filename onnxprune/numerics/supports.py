@@ -7,7 +7,8 @@ NEAR = 4.0  # elimination begins at so many times the last size at most,
 WORTH = 1.2  # and is left out where it cannot begin at so many times it
 FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
-TOGETHER, STEP = 2.0, 1.12  # where channels are solved together they choose from so many times the last size, in steps of 1/STEP
+ABOVE = 8.0  # where channels are solved together, magnitude begins at so many times the last size at most,
+TOGETHER, STEP = 2.0, 1.12  # and they choose from so many times the last size, in steps of 1/STEP
 
 
 def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:

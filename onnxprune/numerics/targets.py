@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.moments import Moments
 from onnxprune.numerics.repair import ROUNDING, match_channel
-from onnxprune.numerics.threads import one_each
+from onnxprune.numerics.threads import mapped, one_each
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
         return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), squares
 
     with one_each() as (pool, _):
-        for cross, sums, squares in pool.map(part, range(count)):
+        for cross, sums, squares in mapped(pool, part, range(count), 4.0 * x.shape[0] * weight.size):
             xy += cross
             moves += sums
             power += squares

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import Singles, solve_iterative
 from onnxprune.numerics.elimination import Bools, Floats, eliminate
-from onnxprune.numerics.threads import one_each
+from onnxprune.numerics.threads import mapped, one_each
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
@@ -116,9 +116,9 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
     with one_each() as (pool, _):
-        for _ in pool.map(fill_whole, np.unique(group[sizes == K])):
+        for _ in mapped(pool, fill_whole, np.unique(group[sizes == K]), float((sizes == K).any()) * K**3):
             pass
-        for _ in pool.map(fill, batches):
+        for _ in mapped(pool, fill, batches, float((sizes[sizes < K].astype(np.float64) ** 3).sum())):
             pass
     return weight
 
@@ -168,7 +168,7 @@ def thin(
     rows: int = 1,
     fine: Sequence[int] = (),
     *,
-    rough: bool = False,
+    unsolved: bool = False,
 ) -> tuple[Bools, Floats, list[float]]:
     """The support of ``sizes[-1]`` weights, or ``fine[-1]``, reached by way of the other sizes; the weights solved on it; gains.
 
@@ -180,8 +180,8 @@ def thin(
     G) goes first: the bias makes up for all it does.
     G: (g, K, K) summed over ``rows`` rows (see `solve_exact`), R: (g, K, C/g), w0: (C, K) the dense weights, lam: (g,), all
     float64. ``pattern`` (n, m, kernel): every step keeps the n best of each m (see `best_of_each`), so the last one has the
-    pattern when ``sizes[-1]`` is n/m of the layer. ``rough``: the weights on the last support decide too
-    what to drop, and are not the final ones.
+    pattern when ``sizes[-1]`` is n/m of the layer. ``unsolved``: what magnitude chooses last is not solved,
+    so that it has no gain, and the weights are those of before.
     """
     C, K = w0.shape
     rhs, pull = right_side(R, lam, w0)
@@ -194,9 +194,9 @@ def thin(
         score = np.abs(weight) * alive
         protected = best_of_each(score, mask, *pattern) if pattern else None
         mask = select(score, keep, mask, protected)
-        if fine and step == len(sizes) - 1:
+        if (fine or unsolved) and step == len(sizes) - 1:
             break
-        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if rough or step < len(sizes) - 1 else FINE, mean=mean)
+        weight = solve(G, rhs, lam, mask, weight, rows=rows, effort=ROUGH if step < len(sizes) - 1 else FINE, mean=mean)
         gains.append(float(np.sum((rhs - pull * (2.0 * w0 - weight)) * weight)))
     del mean
     if fine:

@@ -14,7 +14,7 @@ What all channels share takes 2 r K^2 flops an iteration, r the directions in U,
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,14 +22,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.numerics.conjugate import descended
 from onnxprune.numerics.elimination import Bools, Floats, among, inverse, inverse_factor, least
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.supports import fits
 from onnxprune.numerics.thinning import single
-from onnxprune.numerics.threads import PARTS, one_each, product, shared
+from onnxprune.numerics.threads import one_each, product, shared
 
-ROUNDING = 1e-11
-"""The share of the weights' squared norm, or of the first residual's, below which a residual is but the rounding of float32 products."""
 BETWEEN, LAST = 3, 8
 """Iterations before weights are left out, and on the last support: few, for what directions of little effect ask for fits the samples."""
 PLAIN = 8
@@ -94,24 +93,24 @@ def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settle
     return weight.reshape(mask.shape), settled
 
 
-def thin_together(problem: Problem, mask: Bools, start: Floats, sizes: Sequence[int]) -> tuple[Bools, Floats, list[Floats]]:
+def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[Bools, Floats, list[Floats]]:
     """The support of ``sizes[-1]`` weights, reached from ``mask`` (C, K) bool by way of the others, and the weights (C, K) on it.
 
-    Also, for each size, what the weights explain of each channel's mean square, (C,) float64. start: (C, K) float64, weights near by. A
-    weight whose input never varies goes first. Ties go to the higher index, so the count is exact and the choice repeatable.
+    Also, for the mask and each size, what the weights explain of each channel's mean square, (C,) float64. A weight whose input never
+    varies goes first. Ties go to the higher index, so the count is exact and the choice repeatable.
     """
     C, K = mask.shape
     each, asked = np.repeat(problem.metric.counts, K), problem.R.ravel()
     varies = np.tile(np.diag(problem.G) > 0, C)
     explained: list[Floats] = []
     with one_each() as (pool, threads):
-        now = _settle(problem, pool, threads, _begin(problem, pool, threads, mask, start), BETWEEN)
-        for number, size in enumerate(sizes, 1):
+        now = _begin(problem, pool, threads, mask, None)
+        for size in (len(now.places), *sizes):
             if len(now.places) > size:
                 spread = np.concatenate([np.diagonal(part) for part in now.inverses])
                 loss = each[now.places] * now.weight**2 / spread * varies[now.places]
                 now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
-            now = _settle(problem, pool, threads, now, BETWEEN if number < len(sizes) else LAST)
+            now = _settle(problem, pool, threads, now, BETWEEN if size > sizes[-1] else LAST)
             gain = np.bincount(now.places // K, (2.0 * asked[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
@@ -125,21 +124,31 @@ def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(places, np.arange(C + 1) * K).tolist())]
 
 
-def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats) -> Settled:
+def _sum(counts: npt.NDArray[np.intp], power: int) -> float:
+    return float((counts.astype(np.float64) ** power).sum())
+
+
+def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats | None) -> Settled:
+    """What is known at weights near by; without them at those of each channel solved by itself."""
     C, K = mask.shape
     places = np.flatnonzero(mask.ravel())
     parts = _parts(problem, places)
-    weight, seen = start.ravel()[places], np.empty(len(places))
+    weight, seen = (np.empty(len(places)) if start is None else start.ravel()[places]), np.empty(len(places))
+    goal = problem.R.ravel()[places] + problem.lam * problem.w0.ravel()[places]
     inverses: list[Floats] = [np.empty((0, 0))] * C
 
     def one(c: int) -> None:
         A = among(problem.G, 0, places[parts[c]] - c * K)
         A /= problem.rows
-        seen[parts[c]] = A @ weight[parts[c]]
+        if start is not None:
+            seen[parts[c]] = A @ weight[parts[c]]
         A.reshape(-1)[:: len(A) + 1] += problem.lam
         inverses[c] = inverse(A)
+        if start is None:
+            weight[parts[c]] = w = inverses[c] @ goal[parts[c]]
+            seen[parts[c]] = goal[parts[c]] - problem.lam * w
 
-    shared(pool, PARTS * threads, one, np.flatnonzero(mask.any(1)))
+    shared(pool, threads, one, np.flatnonzero(mask.any(1)), 2.0 * _sum(mask.sum(1), 3))
     return Settled(places, weight, seen, inverses)
 
 
@@ -159,7 +168,9 @@ def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled
         w = weight[parts[c]]
         w[stay] -= (turn @ w[out]) @ fresh
 
-    shared(pool, PARTS * threads, one, np.unique(now.places[out] // problem.w0.shape[1]))
+    sizes = np.bincount(now.places // problem.w0.shape[1])
+    flops = 2.0 * len(out) / len(now.places) * _sum(sizes, 3)
+    shared(pool, threads, one, np.unique(now.places[out] // problem.w0.shape[1]), flops)
     stay = ~gone
     seen = now.seen + problem.lam * (now.weight - weight)  # G w + lam w stays as it was
     return Settled(now.places[stay], weight[stay], seen[stay], inverses)
@@ -169,7 +180,8 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
     """The weights on a support after so many iterations of conjugate gradients."""
     (C, K), places, lam = problem.w0.shape, now.places, problem.lam
     parts = _parts(problem, places)
-    each, own = (np.repeat(values, [part.stop - part.start for part in parts]) for values in (problem.metric.counts, problem.metric.own))
+    sizes = np.array([part.stop - part.start for part in parts])
+    each, own = (np.repeat(values, sizes) for values in (problem.metric.counts, problem.metric.own))
     U = problem.metric.along.astype(np.float32)
 
     def preconditioned(residual: Floats) -> Floats:
@@ -178,7 +190,7 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
         def one(c: int) -> None:
             made[parts[c]] = now.inverses[c] @ residual[parts[c]]
 
-        shared(pool, PARTS * threads, one, np.arange(C))
+        shared(pool, threads, one, np.arange(C), 2.0 * _sum(sizes, 2))
         made /= each
         return made
 
@@ -195,7 +207,7 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
 
     residual = problem.wanted.ravel()[places] - own * now.seen - across(now.weight) - lam * each * now.weight
     power = float(np.vdot(each * now.weight, now.seen + lam * now.weight))
-    moved, before = _descended(residual, preconditioned, image, iterations, power)
+    moved, before = descended(residual, preconditioned, image, iterations, power)
     return Settled(places, now.weight + moved, now.seen + before / each - lam * moved, now.inverses)
 
 
@@ -211,33 +223,5 @@ def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
             return np.where(mask, problem.joined(made) + lam * counts * way, 0.0)
 
         residual, power = wanted - image(weight), float(np.vdot(wanted, weight))
-        moved, _ = _descended(residual, lambda left: left / scale, lambda way, _: image(way), PLAIN, power)
+        moved, _ = descended(residual, lambda left: left / scale, lambda way, _: image(way), PLAIN, power)
     return np.asarray(weight + moved)
-
-
-def _descended(
-    residual: Floats, preconditioned: Callable[[Floats], Floats], image: Callable[[Floats, Floats], Floats], iterations: int, power: float
-) -> tuple[Floats, Floats]:
-    """How far so many iterations of conjugate gradients move, and the preconditioner's matrix times that, both like the residual.
-
-    image: the equations' matrix times a way, whose product with the preconditioner's matrix it gets too. ``power``: the squared norm of
-    where it begins, by that matrix; it ends where what is left is but rounding.
-    """
-    near = preconditioned(residual)
-    way, before = near, residual.copy()
-    moved, moved_before = np.zeros_like(residual), np.zeros_like(residual)
-    left = float(np.vdot(residual, near))
-    enough = ROUNDING * max(left, power)
-    for number in range(iterations):
-        if number:
-            last, near = left, preconditioned(residual)
-            left = float(np.vdot(residual, near))
-            way, before = near + (left / last) * way, residual + (left / last) * before
-        if left <= enough:
-            break
-        made = image(way, before)
-        step = left / np.vdot(way, made)
-        moved += step * way
-        moved_before += step * before
-        residual = residual - step * made
-    return moved, moved_before
