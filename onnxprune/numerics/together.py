@@ -72,9 +72,9 @@ class Problem:
         return np.asarray(self.metric.own[:, None] * values + along @ (along.T @ values))
 
     @cached_property
-    def wanted(self) -> Floats:
-        """The right side, (C, K): M R + lam diag(M) w0."""
-        return self.joined(self.R) + self.lam * self.metric.counts[:, None] * self.w0
+    def asked(self) -> npt.NDArray[np.float32]:
+        """What the directions of M ask for, (r, K): U' R."""
+        return np.asarray(self.metric.along.T.astype(np.float32) @ self.R.astype(np.float32))
 
 
 def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settled | None = None) -> tuple[Floats, Settled | None]:
@@ -194,18 +194,22 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
         made /= each
         return made
 
-    def across(direction: Floats) -> npt.NDArray[np.float32]:
-        """U U' D G on the support."""
+    def along(weight: Floats) -> npt.NDArray[np.float32]:
+        """U' D G, (r, K)."""
         spreads = np.zeros(C * K, np.float32)
-        spreads[places] = direction
-        ways = product(pool, problem.single[None], (U.T @ spreads.reshape(C, K)).T[None])[0]
-        return np.asarray(product(pool, U[None], ways.T[None])[0].ravel()[places])
+        spreads[places] = weight
+        return np.asarray(product(pool, problem.single[None], (U.T @ spreads.reshape(C, K)).T[None])[0].T)
+
+    def across(ways: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """U times ways (r, K), on the support."""
+        return np.asarray(product(pool, U[None], ways[None])[0].ravel()[places])
 
     def image(way: Floats, before: Floats) -> Floats:
         inner = before / each - lam * way  # G_SS times the way
-        return np.asarray(before + across(way) - (each - own) * inner)
+        return np.asarray(before + across(along(way)) - (each - own) * inner)
 
-    residual = problem.wanted.ravel()[places] - own * now.seen - across(now.weight) - lam * each * now.weight
+    pull = lam * each * (problem.w0.ravel()[places] - now.weight)
+    residual = own * (problem.R.ravel()[places] - now.seen) + across(problem.asked - along(now.weight)) + pull
     power = float(np.vdot(each * now.weight, now.seen + lam * now.weight))
     moved, before = descended(residual, preconditioned, image, iterations, power)
     return Settled(places, now.weight + moved, now.seen + before / each - lam * moved, now.inverses)
@@ -215,13 +219,14 @@ def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
     """`solve_together` by products of all channels with G, the diagonal as preconditioner."""
     single, counts, lam = problem.single, problem.metric.counts[:, None], problem.lam
     scale = counts * (np.diag(single) + lam)
-    weight, wanted = np.where(mask, start, 0.0), np.where(mask, problem.wanted, 0.0)
+    weight = np.where(mask, start, 0.0)
     with one_each() as (pool, _):
 
         def image(way: Floats) -> Floats:
             made = product(pool, way.astype(np.float32)[None], single[None])[0]
             return np.where(mask, problem.joined(made) + lam * counts * way, 0.0)
 
-        residual, power = wanted - image(weight), float(np.vdot(wanted, weight))
-        moved, _ = descended(residual, lambda left: left / scale, lambda way, _: image(way), PLAIN, power)
+        wanted = np.where(mask, problem.joined(problem.R) + lam * counts * problem.w0, 0.0)
+        power = float(np.vdot(wanted, weight))
+        moved, _ = descended(wanted - image(weight), lambda left: left / scale, lambda way, _: image(way), PLAIN, power)
     return np.asarray(weight + moved)
