@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident, main_thread
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import cosines_of, metric_of
 from onnxprune.numerics.products import Products
 from onnxprune.numerics.reconstruct import reconstruct
-from onnxprune.numerics.threads import cores, one_each, product
+from onnxprune.numerics.threads import cores, one_each, product, shared
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +32,15 @@ def test_a_product(groups: int, rows: int, width: int, columns: int, kind: Any, 
             found = product(pool, left, right)
         assert (found.dtype, found.shape, count) == (kind, wanted.shape, cores())
         np.testing.assert_allclose(found, wanted, rtol=0, atol=70 * 20 * np.finfo(kind).eps)  # sums of 70 products of at most 20
+
+
+def test_little_work_wakes_nobody() -> None:
+    """The caller does it; more of it goes to the threads of the pool. Each channel comes once."""
+    with one_each() as (pool, count):
+        for flops, here in ((threads.ALONE - 1, True), (threads.ALONE, False)):
+            came: list[tuple[int, bool]] = []
+            shared(pool, count, lambda c, came=came: came.append((c, get_ident() == main_thread().ident)), np.arange(3, 50), flops)  # type: ignore[misc]
+            assert sorted(came) == [(c, here) for c in range(3, 50)]
 
 
 def test_blas_has_one_thread_meanwhile_and_as_many_as_before_afterwards() -> None:
@@ -69,11 +79,12 @@ def test_moments_against_float64(inputs: int, outputs: int, groups: int) -> None
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), LAYERS)
-def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, groups: int) -> None:
-    """OpenBLAS's own threads do not on a CPU without AVX-512."""
+def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS's own threads do not on a CPU without AVX-512. Nor does it matter from what size on there are several."""
     x, y, weight = rows_of(inputs, outputs, groups)
     found: list[list[Any]] = []
-    for count in (1, 2):
+    for count, alone in ((1, threads.ALONE), (2, threads.ALONE), (2, 0)):
+        monkeypatch.setattr(threads, "ALONE", alone)
         with threadpool_limits(count, "blas"):
             fit, held = (Gram.from_batch(x[part], y[part], groups) for part in (slice(4000), slice(4000, None)))
             made = [fit.xx, fit.xy, fit.power(weight.astype(np.float64))]
@@ -83,18 +94,20 @@ def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, group
             mean = fit.x_mean[0]
             moments = Products(4000, 4000 * mean, fit.xx[0] + 4000 * np.outer(mean, mean)).moments(weight, np.zeros(outputs))
             found.append([*made, moments.mean, moments.m2])
-    for one, two in zip(*found, strict=True):
+    for one, two, three in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(27, 64), (576, 130)])
-def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: int) -> None:
+def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The metric of gradients, the supports that it chooses, and the weights on them."""
     x, y, weight = rows_of(inputs, outputs, 1)
     gradients = RNG.normal(size=(2, 300, outputs)) @ RNG.normal(size=(outputs, outputs))
     halves = gradients.transpose(0, 2, 1) @ gradients
     found: list[list[Any]] = []
-    for count in (1, 2):
+    for count, alone in ((1, threads.ALONE), (2, threads.ALONE), (2, 0)):
+        monkeypatch.setattr(threads, "ALONE", alone)
         with threadpool_limits(count, "blas"):
             cosines = cosines_of(halves)
             assert cosines is not None
@@ -105,5 +118,6 @@ def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: i
                 solved = reconstruct(fit.merge(held), (fit, held), weight, int(weight.size * keep), metric=metric)
                 made += [solved.weight, solved.mask, solved.blind]
             found.append(made)
-    for one, two in zip(*found, strict=True):
+    for one, two, three in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
