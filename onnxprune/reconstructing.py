@@ -50,7 +50,7 @@ from onnxprune.statistics import fold, probe_of
 from onnxprune.weighing import weigh
 from onnxprune.writing import fits, write_layer
 
-ROUNDS = 2
+ROUNDS = 1
 """How often the target is moved to the flat side of the activation and the layer solved again."""
 
 

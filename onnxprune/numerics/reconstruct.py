@@ -20,7 +20,7 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.ridges import RIDGE, candidates
-from onnxprune.numerics.supports import ABOVE, COARSE, schedule, sizes_of, together_of
+from onnxprune.numerics.supports import ABOVE, COARSE, STEP, schedule, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
 
@@ -112,8 +112,8 @@ def reconstruct(
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
     last = together_of(keep, C, K) if metric is not None and not pattern and fine > 1 else [keep]
     more = len(last) > 1
-    if more:  # magnitude, in coarse steps, only gives them something to choose from
-        factor, start = COARSE, min(start, ABOVE) * keep / last[0]
+    if more:  # what comes before, in coarse steps, only gives them something to choose from
+        factor, start, fine = COARSE, min(start, ABOVE) * keep / last[0], STEP
     sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(last[0], C, K, start, factor, fine)
     steps = [*(sizes[:-1] if near else sizes), *near, *last[1:]]
     rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole

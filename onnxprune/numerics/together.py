@@ -164,7 +164,7 @@ def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled
         rows = now.inverses[c][out]
         turn = inverse_factor(rows[:, out])
         fresh = turn @ rows[:, stay]
-        inverses[c] = among(now.inverses[c][None], 0, stay) - fresh.T @ fresh
+        inverses[c] = now.inverses[c].take(stay, 0).take(stay, 1) - fresh.T @ fresh
         w = weight[parts[c]]
         w[stay] -= (turn @ w[out]) @ fresh
 
