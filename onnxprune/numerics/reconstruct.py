@@ -93,7 +93,8 @@ def reconstruct(
     importance: (C,) float64, > 0: what a channel's squared error counts when the channels share the weights out; None: all alike.
     On a given support it changes no weight; errors count it in.
     metric: what errors count together, in a layer without groups: the last supports are chosen and solved so (`together`).
-    start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does.
+    start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does. Where channels
+    choose together in the end, `ABOVE` bounds the first, and the others are `COARSE` and `STEP` apart.
     unseen: with fewer rows than inputs the support is chosen on the first part alone, so that nothing has seen the rows held out.
     """
     w0 = np.asarray(w0, np.float64)
