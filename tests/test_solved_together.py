@@ -82,6 +82,14 @@ def test_the_steps_are_in_the_report() -> None:
     assert sum(entry.kept < step <= 2 * entry.kept for step in entry.steps) == 7
 
 
+def test_from_eight_times_the_last_size_on() -> None:
+    """By elimination in steps of 1.12 here, which begins where magnitude leaves eight times what is kept."""
+    result = prune(bottleneck("Relu"), data(1), sparsity=0.95, exclude=["second"], repair="reconstruct")
+    entry = next(layer for layer in result.report.layers if layer.weight == "w0")
+    assert entry.steps[0] == pytest.approx(8 * entry.kept / 1.12, rel=0.02)
+    assert sum(2 * entry.kept < step for step in entry.steps) == 12  # ln 4 / ln 1.12 = 12.2, of which the last one is twice
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     dense = bottleneck("Relu")
     one, two = (prune(dense, data(1), sparsity=0.8, repair="reconstruct").model for _ in range(2))

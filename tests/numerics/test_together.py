@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.numerics import together
+from onnxprune.numerics import supports, together
 from onnxprune.numerics.elimination import eliminate
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import Metric
-from onnxprune.numerics.reconstruct import problem_of, refit
-from onnxprune.numerics.supports import fits, together_of
+from onnxprune.numerics.reconstruct import problem_of, reconstruct, refit
+from onnxprune.numerics.supports import fits, schedule, together_of
 from onnxprune.numerics.together import Problem, solve_together, thin_together
 
 Floats = NDArray[np.float64]
@@ -140,6 +140,19 @@ def test_with_nothing_in_common_elimination_chooses_the_same(seed: int) -> None:
     assert len(explained) == len(sizes) + 1
     for told, at in ((explained[0], refit(gram, w0, mask, RIDGE)), (explained[-1], weight)):
         np.testing.assert_allclose(told, (2 * problem.R * at - at * (at @ problem.G / problem.rows)).sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("elimination", [True, False])
+def test_every_size_on_the_way_has_its_error(elimination: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where magnitude leaves what the channels begin to choose from, and nothing is solved in between."""
+    monkeypatch.setattr(supports, "WORTH", 1.2 if elimination else 100.0)
+    gram, w0 = gram_of(0, 12, 40)
+    metric = Metric(np.full(12, 0.5), np.random.default_rng(0).normal(size=(12, 2)) / 2)
+    found = reconstruct(gram, None, w0, 50, metric=metric)
+    assert found.steps[-8:] == tuple(together_of(50, 12, 40))
+    assert found.steps[:-8] == (tuple(schedule(100, 400, 1.12, 4.0)[:-1]) if elimination else (400, 200))
+    assert len(found.curve) == len(found.steps)
+    assert list(found.curve) == sorted(found.curve)
 
 
 def test_what_is_left_out_first_costs_least_by_a_slow_count(monkeypatch: pytest.MonkeyPatch) -> None:
