@@ -65,14 +65,14 @@ def reconstruct_in_order(
     seed: int,
     device: Device,
     tick: Callable[[], None],
-    memory: Memory | None = None,
-    known: dict[str, Cosines | None] | None = None,
+    memory: Memory,
+    known: dict[str, Cosines | None],
 ) -> list[Outcome]:
     """Reconstruct the masked model behind ``constants`` in place, and say what was done at each point.
 
     ``keep`` maps a weight's name to how many weights its layer keeps; ``reached`` are the tensors that depend on a pruned weight;
-    ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find. ``known`` has what is known of the
-    dense model's gradients (metrics), and gets what is found out.
+    ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find. ``memory`` is that of both streams.
+    ``known`` has what is known of the dense model's gradients (metrics), and gets what is found out.
     """
     model = constants.model
     original = Constants(dense)
@@ -93,13 +93,12 @@ def reconstruct_in_order(
         else:
             goals.append(point.tensor)
             dense_goals.append(point.dense_tensor)
-    memory = memory or Memory()  # of both
     current, reference = (Stream(*walk, device, memory) for walk in ((model, batches(), goals), (dense, batches(), dense_goals)))
     places = {point.use.node: (point, shape) for point in points if point.use and isinstance(shape := shapes[id(point)], Geometry)}
     read = weigh(constants, original, places)
     scores = scores_of(model, points)
     together = [point for point, shape in places.values() if shape.group == 1 and point.dense_tensor not in scores]
-    worth = metrics(dense, together, batches(), seed, device.alone, {} if known is None else known)
+    worth = metrics(dense, together, batches(), seed, device.alone, known)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:
