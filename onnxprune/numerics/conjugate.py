@@ -74,7 +74,7 @@ def descended(
     where it begins, by that matrix; it ends where what is left is but rounding.
     """
     near = preconditioned(residual)
-    way, before = near, residual.copy()
+    way, before = near, residual
     moved, moved_before = np.zeros_like(residual), np.zeros_like(residual)
     left = float(np.vdot(residual, near))
     enough = ROUNDING * max(left, power)

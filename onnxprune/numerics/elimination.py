@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.threads import one_each, shared
+from onnxprune.numerics.threads import one_each, powers, shared
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,7 +70,7 @@ def eliminate(
 
     trail = []
     with one_each() as (pool, threads):
-        shared(pool, threads, begin, np.arange(C), 2.0 * float((np.diff(bounds).astype(np.float64) ** 3).sum()))
+        shared(pool, threads, begin, np.arange(C), 2.0 * powers(np.diff(bounds), 3))
         for size in sizes:
             there = np.flatnonzero(~gone)
             if len(there) > size:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.elimination import Floats, among
-from onnxprune.numerics.threads import mapped, one_each, product, side_by_side
+from onnxprune.numerics.threads import mapped, one_each, powers, product, side_by_side
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
@@ -97,8 +97,7 @@ class Gram:
             row = weight[c, inputs]
             made[c] = row @ among(self.xx, c // w.shape[1], inputs) @ row
 
-        flops = GATHERED * float((np.count_nonzero(weight, axis=1).astype(np.float64) ** 2).sum())
-        side_by_side(gather, np.arange(len(weight)), flops)
+        side_by_side(gather, np.arange(len(weight)), GATHERED * powers(np.count_nonzero(weight, axis=1), 2))
         return made
 
     def error(self, weight: Floats, shift: Floats, importance: Floats | None = None, power: Floats | None = None) -> float:

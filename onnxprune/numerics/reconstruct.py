@@ -123,6 +123,7 @@ def reconstruct(
     weight /= unit[:, None]
     if metric is not None and more:
         mask, weight, explained = thin_together(problem_of(rows, w0, first, metric), mask, last[1:])
+        # from the first support of these on, which elimination has a gain of, too
         gains = gains[: len(steps) - len(last)] + [float(gain @ unit**2) for gain in explained]
     power = max(float(rows.yy @ unit**2) / rows.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import Singles, solve_iterative
 from onnxprune.numerics.elimination import Bools, Floats, eliminate
-from onnxprune.numerics.threads import mapped, one_each
+from onnxprune.numerics.threads import mapped, one_each, powers
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
 CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
@@ -118,7 +118,7 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     with one_each() as (pool, _):
         for _ in mapped(pool, fill_whole, np.unique(group[sizes == K]), float((sizes == K).any()) * K**3):
             pass
-        for _ in mapped(pool, fill, batches, float((sizes[sizes < K].astype(np.float64) ** 3).sum())):
+        for _ in mapped(pool, fill, batches, powers(sizes[sizes < K], 3)):
             pass
     return weight
 

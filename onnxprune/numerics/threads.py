@@ -23,14 +23,19 @@ PARTS = 2
 """Tasks a thread in a step."""
 ALONE = 1 << 22
 """Flops that one thread has done before others have been woken."""
-FEWEST, MOST, TASKS, LEAST = 64, 512, 16, 1 << 18
-"""A product has so many tasks of so many rows each, no fewer and no more: each lays out the right side anew for BLAS. It is one task where
-it has fewer than `LEAST` multiplications."""
+TASKS, FEWEST, MOST, LEAST = 16, 64, 512, 1 << 18
+"""A product is so many tasks, of `FEWEST` to `MOST` rows: each lays out the right side anew for BLAS. It is one with fewer
+multiplications than `LEAST`."""
 
 
 def mapped(pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item], flops: float) -> Iterator[Made]:
     """The work for every item, in their order; by the caller where all of it is less than `ALONE`."""
     return map(work, items) if flops < ALONE else pool.map(work, items)
+
+
+def powers(counts: npt.NDArray[np.intp], power: int) -> float:
+    """The sum of counts to a power: what is done to square matrices of so many rows each, in flops but for a factor."""
+    return float((counts.astype(np.float64) ** power).sum())
 
 
 def shared(pool: ThreadPoolExecutor, threads: int, work: Callable[[int], None], channels: npt.NDArray[np.intp], flops: float) -> None:
@@ -41,8 +46,8 @@ def shared(pool: ThreadPoolExecutor, threads: int, work: Callable[[int], None], 
         for c in part.tolist():
             work(c)
 
-    tasks = 1 if flops < ALONE else max(1, min(len(channels), PARTS * threads))
-    for _ in mapped(pool, run, np.array_split(channels, tasks), flops):
+    tasks = PARTS * threads
+    for _ in mapped(pool, run, (channels[at::tasks] for at in range(tasks)), flops):
         pass
 
 

@@ -27,7 +27,7 @@ from onnxprune.numerics.elimination import Bools, Floats, among, inverse, invers
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.supports import fits
 from onnxprune.numerics.thinning import single
-from onnxprune.numerics.threads import one_each, product, shared
+from onnxprune.numerics.threads import one_each, powers, product, shared
 
 BETWEEN, LAST = 3, 8
 """Iterations before weights are left out, and on the last support: few, for what directions of little effect ask for fits the samples."""
@@ -100,7 +100,7 @@ def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[
     varies goes first. Ties go to the higher index, so the count is exact and the choice repeatable.
     """
     C, K = mask.shape
-    each, asked = np.repeat(problem.metric.counts, K), problem.R.ravel()
+    each, goal = np.repeat(problem.metric.counts, K), problem.R.ravel()
     varies = np.tile(np.diag(problem.G) > 0, C)
     explained: list[Floats] = []
     with one_each() as (pool, threads):
@@ -111,7 +111,7 @@ def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[
                 loss = each[now.places] * now.weight**2 / spread * varies[now.places]
                 now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
             now = _settle(problem, pool, threads, now, BETWEEN if size > sizes[-1] else LAST)
-            gain = np.bincount(now.places // K, (2.0 * asked[now.places] - now.seen) * now.weight, C)
+            gain = np.bincount(now.places // K, (2.0 * goal[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
     kept[now.places], solved[now.places] = True, now.weight
@@ -122,10 +122,6 @@ def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
     """Where each channel's weights are among the places."""
     C, K = problem.w0.shape
     return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(places, np.arange(C + 1) * K).tolist())]
-
-
-def _sum(counts: npt.NDArray[np.intp], power: int) -> float:
-    return float((counts.astype(np.float64) ** power).sum())
 
 
 def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats | None) -> Settled:
@@ -148,7 +144,7 @@ def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools
             weight[parts[c]] = w = inverses[c] @ goal[parts[c]]
             seen[parts[c]] = goal[parts[c]] - problem.lam * w
 
-    shared(pool, threads, one, np.flatnonzero(mask.any(1)), 2.0 * _sum(mask.sum(1), 3))
+    shared(pool, threads, one, np.flatnonzero(mask.any(1)), 2.0 * powers(mask.sum(1), 3))
     return Settled(places, weight, seen, inverses)
 
 
@@ -169,7 +165,7 @@ def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled
         w[stay] -= (turn @ w[out]) @ fresh
 
     sizes = np.bincount(now.places // problem.w0.shape[1])
-    flops = 2.0 * len(out) / len(now.places) * _sum(sizes, 3)
+    flops = 2.0 * len(out) / len(now.places) * powers(sizes, 3)
     shared(pool, threads, one, np.unique(now.places[out] // problem.w0.shape[1]), flops)
     stay = ~gone
     seen = now.seen + problem.lam * (now.weight - weight)  # G w + lam w stays as it was
@@ -190,7 +186,7 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
         def one(c: int) -> None:
             made[parts[c]] = now.inverses[c] @ residual[parts[c]]
 
-        shared(pool, threads, one, np.arange(C), 2.0 * _sum(sizes, 2))
+        shared(pool, threads, one, np.arange(C), 2.0 * powers(sizes, 2))
         made /= each
         return made
 
