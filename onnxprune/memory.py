@@ -10,7 +10,6 @@ from onnxprune.errors import UsageError
 from onnxprune.numerics.threads import allowed, there
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.device_memory import free_on
-from onnxprune.runtime.pages import SPARE
 from onnxprune.runtime.spilling import Memory
 
 UNITS = {"": 1, "B": 1}
@@ -38,11 +37,11 @@ def in_bytes(text: str | int) -> int:
 def memory_for(asked: int | None, device: Device) -> Memory:
     """The memory of a run's live tensors: as asked, else half of what is free on their device.
 
-    One that was asked for is not filled with spare pages: what a batch takes on its way comes on top of it.
+    One that was asked for holds live tensors alone: what a batch takes on its way comes on top of it, and nothing is kept for others.
     Where the driver of a CUDA device does not tell, half of what is free on the host stands for it.
     """
     on_device = free_on(device.index) // 2 if asked is None and device.kind == "cuda" else 0
-    return Memory(on_device or budget(asked), SPARE if asked is None else 0)
+    return Memory(on_device or budget(asked), roomy=asked is None)
 
 
 def budget(asked: int | None) -> int:

@@ -133,12 +133,14 @@ def run(
         raise UsageError(f"--{options.auto[0]} auto compares candidates on calibration samples; give --calib PATH")
     if calib is None and options.measured:
         raise UsageError(NO_SAMPLES.format(options.alloc))
-    with clock.phase("load"):
-        given = opened(model, mapped=None if not mapped else 0 if calib is None else STAGED)
-    blas, memory = threadpool_limits(bound(options.threads), "blas"), heap(bounded=options.memory is not None)
-    with blas, memory, blamed(given.doubt, lambda: proof(given.model)):
-        result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
-        return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked)) if others else result
+    with threadpool_limits(bound(options.threads), "blas"), heap(bounded=options.memory is not None):
+        with clock.phase("load"):
+            given = opened(model, mapped=None if not mapped else 0 if calib is None else STAGED)
+        with blamed(given.doubt, lambda: proof(given.model)):
+            result = _run(given, calib, options, progress, clock, notes + note(given.doubt))
+            if not others:
+                return result
+            return replace(result, allocations=allocations(inlined(given.model), options, result.report.sparsity_asked))
 
 
 def _run(given: files.Loaded, calib: Calib | None, options: Options, progress: Progress, clock: Clock, notes: list[str]) -> Result:

@@ -23,13 +23,11 @@ from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime.device import Device
-from onnxprune.runtime.pages import SPARE, Pages
+from onnxprune.runtime.pages import ALIGNED, in_heap, in_pages
 from onnxprune.runtime.session import as_array, to_device
 
 LEAST = mmap.ALLOCATIONGRANULARITY
 """Bytes below which a tensor stays in memory: what is mapped begins at a multiple of it."""
-ALIGNED = 64
-"""A tensor lies in the file as it did in memory, by its address modulo this: kernels may sum in an order that depends on it."""
 PLAIN = (
     *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL),
     *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
@@ -77,24 +75,21 @@ class Mapped(mmap.mmap):
 class Memory:
     """The budget that the walks of a run share, in bytes of live tensors; infinite unless told otherwise.
 
-    ``spare``: the bytes of pages of tensors that are gone that it keeps for others, within the budget. ``roomy``: there are some, as memory
-    is no matter.
+    ``roomy``: memory is no matter, as nobody asked for a bound.
 
     ``peak``: the most bytes that were live at once, in memory and in the file together; ``spilled``: the bytes written to the file.
     """
 
-    def __init__(self, budget: float = math.inf, spare: int = SPARE) -> None:
-        self.budget = budget
+    def __init__(self, budget: float = math.inf, *, roomy: bool = True) -> None:
+        self.budget, self.roomy = budget, roomy
         self.peak = self.spilled = 0
         self._lock = threading.RLock()
         self._held = self._filed = self._end = 0
         self._file: IO[bytes] | None = None
         self._parts: list[tuple[int, int]] = []  # start and length of what is free in the file, ascending, never side by side
-        self._pages = Pages(spare)
-        self.roomy = spare > 0
 
     def room(self, shape: Sequence[int], element_type: int, device: Device) -> Any:
-        """Pages for a tensor that a run is to give, as an OrtValue to be written and then held as one ``placed``.
+        """Memory for a tensor that a run is to give, as an OrtValue to be written and then held as one ``placed``.
 
         None where a tensor of that size is better taken from what the run gives: where memory is bounded, or not the host's.
         """
@@ -104,10 +99,10 @@ class Memory:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < LEAST or self._held + nbytes > self.budget:
             return None
-        return to_device(self._pages.array(tuple(shape), dtype, 0), device)
+        return to_device(in_heap(tuple(shape), dtype, 0), device)
 
     def hold(self, value: Any, device: Device, *, placed: bool = False) -> Live:
-        """Take an OrtValue in: the caller keeps no reference of its own. One that was ``placed`` lies in pages of `room` already.
+        """Take an OrtValue in: the caller keeps no reference of its own. One that was ``placed`` lies in what `room` gave already.
 
         Raises:
             RuntimeFailure: the temporary folder takes no file, or is full.
@@ -121,13 +116,12 @@ class Memory:
                 self.spilled += nbytes
             self._held += nbytes if stays else 0
             self.peak = max(self.peak, self._held + self._filed)
-            self._pages.shrink(self.budget - self._held)
         if not stays:
             live = Live(self, value, device, (start, skew))
             weakref.finalize(live, self._free, start, length)
             return live
         try:
-            live = Live(self, value if placed else _apart(value, nbytes, device, self._pages), device, None)
+            live = Live(self, value if placed else _apart(value, nbytes, device, roomy=self.roomy), device, None)
         except BaseException:
             self._release(nbytes)
             raise
@@ -194,7 +188,7 @@ class Memory:
             parts.insert(at, (start, length))
 
 
-def _apart(value: Any, nbytes: int, device: Device, pages: Pages) -> Any:
+def _apart(value: Any, nbytes: int, device: Device, *, roomy: bool) -> Any:
     """The value in memory of its own on the CPU: between what a stage allocates and frees, it would keep the heap from being given back.
 
     With the outputs of a run by themselves (session.run_bound) it took 640 MB off the peak of efficientnet_lite0, which holds 126 MB of
@@ -205,6 +199,6 @@ def _apart(value: Any, nbytes: int, device: Device, pages: Pages) -> Any:
     given = as_array(value)
     if nbytes < LEAST:
         return to_device(np.array(given), device)
-    array = pages.array(given.shape, given.dtype, value.data_ptr() % ALIGNED)
+    array = (in_heap if roomy else in_pages)(given.shape, given.dtype, value.data_ptr() % ALIGNED)
     array[...] = given
     return to_device(array, device)

@@ -167,7 +167,7 @@ def test_what_was_given_room_stays_where_it_was_written():
 @pytest.mark.parametrize(
     ("memory", "count", "kind", "device"),
     [
-        (Memory(10**9, 0), LEAST, TensorProto.FLOAT, CPU),  # bounded
+        (Memory(10**9, roomy=False), LEAST, TensorProto.FLOAT, CPU),  # bounded
         (Memory(4 * LEAST - 1), LEAST, TensorProto.FLOAT, CPU),  # no room
         (Memory(), LEAST // 4 - 1, TensorProto.FLOAT, CPU),  # small
         (Memory(), LEAST, TensorProto.STRING, CPU),
