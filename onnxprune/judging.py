@@ -29,7 +29,7 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
 
     An output without a batch axis counts each batch as one sample, (1, 1, values): such a row holds no classes.
     """
-    names = [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
+    names = float_outputs(session)
     if not names:  # ONNX Runtime takes no names for all names
         return {}
 
@@ -39,6 +39,11 @@ def collect(session: Any, batches: Iterable[Batch], axes: Axes, tick: Callable[[
             tick()
 
     return stacked(names, made(), axes)
+
+
+def float_outputs(session: Any) -> list[str]:
+    """The names of the outputs that are float tensors."""
+    return [value.name for value in session.get_outputs() if value.type in FLOAT_TYPES]
 
 
 def collect_in_stages(model: onnx.ModelProto, batches: Iterable[Batch], axes: Axes, device: Device, memory: Memory) -> Outputs:

@@ -24,8 +24,9 @@ from onnxprune.graph.complete import PROTO_LIMIT
 from onnxprune.graph.doubt import blamed, note
 from onnxprune.graph.inlining import inlined, restored
 from onnxprune.halving import within_memory
-from onnxprune.judging import judge, unknown
+from onnxprune.judging import Outputs, judge, unknown
 from onnxprune.masking import Decided, allocations, decide, masked
+from onnxprune.meanwhile import repaired
 from onnxprune.memory import memory_for
 from onnxprune.numerics.threads import bound
 from onnxprune.opening import device_of, opened, proof, tried
@@ -167,19 +168,20 @@ def _with_samples(given: files.Loaded, dense: onnx.ModelProto, kept: Decided, op
     """All that comes once the samples are drawn; what it was given stays as it was."""
     if options.measured:
         kept = by_error(dense, kept, options, tools)
-    first = outputs(dense, "dense outputs", tools)
     choice: ChoiceReport | None = None
+    alone: Outputs | None = None
     if options.auto:
+        first = outputs(dense, "dense outputs", tools)
         tools = replace(tools, taken=replace(tools.taken, memory={}))
         done, choice = choose(dense, options, first, tools)
         if not choice.split:
             notes.append("the agreement is measured on the samples that chose, and so a little too high: they cannot be told apart")
-    pruned, alone = None, None
-    if options.repair != "none":
-        pruned = pruned_as(dense, done.kept if choice else kept, tools)
-        alone = outputs(pruned.model, "masked outputs", tools)
-    if choice is None:
-        done = carried_out(dense, kept, options, tools, pruned)
+        if options.repair != "none":
+            alone = outputs(pruned_as(dense, done.kept, tools).model, "masked outputs", tools)
+    elif options.repair != "none":
+        done, first, alone = repaired(dense, kept, options, tools)
+    else:
+        first, done = outputs(dense, "dense outputs", tools), carried_out(dense, kept, options, tools)
     agreement: AgreementReport | None = None
     tools.taken.refuse_changes()
     if first is not None and done.outputs is not None:
