@@ -22,7 +22,7 @@ def measured(words: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    from onnxprune import cli, job, judging, pipeline, running
+    from onnxprune import cli, job, judging, meanwhile, pipeline, running
     from onnxprune.runtime import session, spilling, stream
 
     seconds = Counter({"imports": time.process_time()})
@@ -44,7 +44,7 @@ def main() -> None:
         "runs for the dense statistics": [(stream, "run_session")],
         "runs of the stages": [(stream, "run_bound")],
         "live tensors": [(spilling, "_apart")],
-        "runs for the agreement": [(judging, "run_session")],
+        "runs for the agreement": [(judging, "run_session"), (meanwhile, "run_session")],
         "sizes and hashes": [(job, "describe")],
     }
     for part, names in places.items():
