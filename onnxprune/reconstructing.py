@@ -104,7 +104,7 @@ def reconstruct_in_order(
     for point in points:
         shape = shapes[id(point)]
         if isinstance(shape, Geometry):
-            rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device.alone)
+            rows, join = sample_rows(model, point, shape, joins[id(point)], current, reference, rng, device)
             if isinstance(rows, str):
                 outcomes.append(unrepaired(point, rows))
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxprune.runtime.device import Device
 from onnxprune.runtime.grams import Piece, joined, moments, moved_moments, shares_inside
 from onnxprune.runtime.rows import gather
 from onnxprune.runtime.session import as_array
+from onnxprune.runtime.several import several
 from onnxprune.runtime.stream import Stream
 from onnxprune.sequential import NOTHING
 
@@ -164,18 +166,22 @@ def sample_rows(
         return NOTHING, join
     if GRAPHS[device.kind]:
         return RowsThere([piece(number) for number in fit], [piece(number) for number in sorted(apart)], device), join
-    total, filled = sum(map(len, places)), 0
-    x = z = other = np.zeros((0, 0), np.float32)
-    for number in [*fit, *sorted(apart)]:
-        inputs, outputs, part = piece(number)
-        if not filled:
-            x, z = np.empty((total, inputs.shape()[1]), np.float32), np.empty((total, outputs.shape()[1]), np.float32)
-            other = np.zeros_like(z)
-        rows = slice(filled, filled + len(places[number]))
-        x[rows], z[rows] = as_array(inputs), as_array(outputs)
-        if part is not None:
-            other[rows] = as_array(part)
-        filled = rows.stop
+    order = [*fit, *sorted(apart)]
+    ends = dict(zip(order, accumulate(len(places[number]) for number in order), strict=True))
+    first = piece(order[0])
+    x, z = (np.empty((ends[order[-1]], part.shape()[1]), np.float32) for part in first[:2])
+    other = np.empty_like(z) if join.other is not None else np.zeros_like(z)
+
+    def put(number: int, made: Piece) -> None:
+        rows = slice(ends[number] - len(places[number]), ends[number])
+        for whole, part in zip((x, z, other), made, strict=True):
+            if part is not None:
+                whole[rows] = as_array(part)
+
+    put(order[0], first)
+    del first
+    for _ in several(lambda number: put(number, piece(number)), order[1:], device.at_once):
+        pass
     return Rows(x, z, other, sum(len(places[number]) for number in fit)), join
 
 

@@ -1,5 +1,6 @@
 """Centred second moments of a layer's inputs and outputs, summed over rows: all that least squares needs to know of them."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -51,7 +52,7 @@ class Gram:
         with one_each() as (pool, _):
             for at in range(0, rows, ROWS):
                 a, b = apart[: rows - at], y[at : at + ROWS] - level
-                np.subtract(x[at : at + ROWS], middle, out=a)
+                centred(pool, x[at : at + ROWS], middle, a)
                 with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
                     yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
                 add_products(pool, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
@@ -71,8 +72,17 @@ class Gram:
             return self if self.count else other
         dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
         share, between = other.count / n, self.count * other.count / n
-        xx = np.add(self.xx, other.xx, out=self.xx if overwrite else None)
-        xx += between * dx[:, :, None] * dx[:, None, :]
+        xx = self.xx if overwrite else np.empty_like(self.xx)
+
+        def add(part: tuple[int, int]) -> None:
+            g, at = part
+            rows = slice(at, at + SIDE)
+            np.add(self.xx[g, rows], other.xx[g, rows], out=xx[g, rows])
+            xx[g, rows] += (between * dx[g, rows, None]) * dx[g]
+
+        with one_each() as (pool, _):
+            for _ in mapped(pool, add, itertools.product(range(len(xx)), range(0, xx.shape[1], SIDE)), 4.0 * xx.size):
+                pass
         xy = np.add(self.xy, other.xy, out=self.xy if overwrite else None)
         xy += between * dx[:, :, None] * dy.reshape(len(dx), 1, -1)
         yy = self.yy + other.yy + between * dy**2
@@ -134,6 +144,16 @@ def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArra
             xy[some, rows] += turned @ right[some]
 
     for _ in mapped(pool, block, parts, float(a.shape[0] * groups * K * (K + xy.shape[2]))):
+        pass
+
+
+def centred(pool: ThreadPoolExecutor, x: npt.NDArray[Any], middle: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """x - middle for rows x (R, n), into ``out``. In a block of `one_each`."""
+
+    def part(at: int) -> None:
+        np.subtract(x[at : at + SIDE], middle, out=out[at : at + SIDE])
+
+    for _ in mapped(pool, part, range(0, len(x), SIDE), float(x.size)):
         pass
 
 
