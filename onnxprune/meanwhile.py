@@ -7,7 +7,6 @@ memory is bounded, the outputs are made before it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -20,10 +19,9 @@ from onnxprune.clock import ticker
 from onnxprune.graph.mapped import has_mapped
 from onnxprune.judging import Outputs, float_outputs, size_of, stacked
 from onnxprune.masking import Decided
-from onnxprune.numerics.threads import LIMIT
 from onnxprune.options import Options
 from onnxprune.running import Done, Tools, carried_out, outputs, pruned_as, repair
-from onnxprune.runtime.idle import THERE, Gaps, Task
+from onnxprune.runtime.idle import Gaps, Task
 from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
 
@@ -34,8 +32,7 @@ Ran = tuple[list[str], int, Sequence[NDArray[Any]]]
 
 def repaired(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Tools) -> tuple[Done, Outputs | None, Outputs | None]:
     """The model pruned as decided and repaired, and the outputs of the dense model and of masks alone on the held-out samples."""
-    counted = options.threads or LIMIT in os.environ
-    if counted or tools.device.at_once == 1 or not THERE or not len(tools.taken.split.holdout) or has_mapped(dense):
+    if not tools.device.gaps or not len(tools.taken.split.holdout) or has_mapped(dense):
         first = outputs(dense, "dense outputs", tools)
         pruned = pruned_as(dense, kept, tools)
         alone = outputs(pruned.model, "masked outputs", tools)

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from networks import samples, twins
 
 from onnxprune import meanwhile, prune, running
 from onnxprune.errors import OnnxpruneError
@@ -36,7 +37,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def refused(*told: object) -> None:
-    raise PermissionError("no thread for idle cores here")
+    raise PermissionError("no nicer thread here")
 
 
 @pytest.mark.parametrize(("form", "repair"), [(FORMS[0], "bn"), (FORMS[0], "channel"), (FORMS[1], "channel")])
@@ -44,12 +45,12 @@ def refused(*told: object) -> None:
 def test_they_are_those_that_are_made_before_it(
     digits: Path, form: str, repair: str, gaps: bool, used: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meanwhile, "THERE", True)
+    monkeypatch.setattr(running, "THERE", True)
     if not gaps:
-        monkeypatch.setattr(idle.os, "sched_setscheduler", refused, raising=False)
+        monkeypatch.setattr(idle.os, "setpriority", refused, raising=False)
     found = prune(digits / form, digits / "calib.npz", repair=repair, **FEW)
     assert used == [1]
-    monkeypatch.setattr(meanwhile, "THERE", False)
+    monkeypatch.setattr(running, "THERE", False)
     wanted = prune(digits / form, digits / "calib.npz", repair=repair, **FEW)
     assert used == [1]
     assert found.model.SerializeToString() == wanted.model.SerializeToString()
@@ -69,6 +70,27 @@ def test_not_where_the_environment_counts_threads(digits: Path, used: list[int],
     monkeypatch.setenv(LIMIT, "2")
     prune(digits / FORMS[0], digits / "calib.npz", **FEW)
     assert used == []
+
+
+def test_not_where_one_more_batch_would_drive_the_others_out_of_the_cache(
+    digits: Path, used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "CACHED", 1000)
+    prune(digits / FORMS[0], digits / "calib.npz", **FEW)
+    assert used == []
+
+
+def test_a_reconstruction_from_rows_of_several_batches_at_once_is_that_of_one_where_all_goes_by_turns(
+    used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "THERE", True)
+    found = prune(twins(4)[0], samples(80), repair="reconstruct", sparsity=0.8, batch_size=8, device="cpu")
+    assert used == [1]
+    monkeypatch.setattr(running, "allowed", lambda: 1)
+    wanted = prune(twins(4)[0], samples(80), repair="reconstruct", sparsity=0.8, batch_size=8, device="cpu")
+    assert used == [1]
+    assert found.model.SerializeToString() == wanted.model.SerializeToString()
+    assert (found.report.layers, found.report.agreement) == (wanted.report.layers, wanted.report.agreement)
 
 
 def test_a_repair_that_fails_leaves_no_thread(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

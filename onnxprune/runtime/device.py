@@ -13,7 +13,8 @@ class Device:
     """Where sessions run: ``kind`` is "cpu" or "cuda", ``index`` the CUDA ordinal, ``note`` what the user should know.
 
     ``threads`` is how many a session computes with on the CPU; 0 leaves it to ONNX Runtime (one a physical core). ``at_once``: how many
-    batches run side by side where they do not depend on each other, with so many threads each.
+    batches run side by side where they do not depend on each other, with so many threads each. ``gaps``: what is needed later may be made
+    beside that, by threads that leave the cores to the others (runtime.idle).
     """
 
     kind: str
@@ -21,6 +22,7 @@ class Device:
     note: str = ""
     threads: int = 0
     at_once: int = 1
+    gaps: bool = False
 
     @property
     def provider(self) -> str:

@@ -1,12 +1,14 @@
 """Work for cores that would be idle: what a run needs only at its end is begun at its start, and done in the gaps.
 
 A walk in stages leaves gaps: one core builds a session, or one thread waits for the other at the end of a stage. On Linux a thread can
-be given no more than such gaps (SCHED_IDLE): it runs where nothing else would. Where that is not to be had, it does nothing.
+be nicer than the others of its process: it gets a tenth of a core that another one wants, and all of one that nobody does. It is not
+given idle cores alone (SCHED_IDLE): on a machine that is busy with something else, who waits for it would wait for long.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -16,8 +18,20 @@ from typing import Generic, TypeVar
 Made = TypeVar("Made")
 Task = Callable[[], Made]
 
-THERE = hasattr(os, "SCHED_IDLE")
-"""Whether the system has such threads."""
+THERE = sys.platform == "linux"
+"""Whether a thread has a niceness of its own."""
+NICER, NICEST = 10, 19
+"""How much nicer than the others it is: of a core that one of them wants too it gets a tenth. There is no more than 19."""
+
+
+def yielding() -> bool:
+    """Make the calling thread nicer than the others; False where that is not to be had."""
+    try:
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, min(os.getpriority(os.PRIO_PROCESS, me) + NICER, NICEST))
+    except OSError:
+        return False
+    return True
 
 
 class Gaps(Generic[Made]):
@@ -64,11 +78,8 @@ class Gaps(Generic[Made]):
         return [self._made[number] for number in range(self._begun)]
 
     def _idle(self) -> None:
-        try:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
-        except (OSError, AttributeError):
-            return
-        self._work()
+        if yielding():
+            self._work()
 
     def _work(self, tell: Callable[[int], None] = lambda done: None) -> None:
         """Do the tasks that are left, until there are none, or one failed."""
