@@ -40,7 +40,7 @@ def repaired(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Too
     pruned = pruned_as(dense, kept, tools)
     with tools.clock.phase("agreement"):
         masks = _tasks(pruned.model, tools)
-        ready = list(islice(masks, 1))  # with a session, which the repair does not change
+        ready = iter(list(islice(masks, 1)))  # with a session, which the repair does not change, and which nobody holds behind it
     with Gaps(chain(ready, masks, _tasks(dense, tools))) as gaps:
         pruned, outcomes = repair(dense, pruned, options, tools)
         with tools.clock.phase("agreement"):

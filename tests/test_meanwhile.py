@@ -1,6 +1,9 @@
 """The outputs that are made in the gaps of a repair are those that are made before it."""
 
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,33 @@ def test_a_reconstruction_from_rows_of_several_batches_at_once_is_that_of_one_wh
     assert used == [1]
     assert found.model.SerializeToString() == wanted.model.SerializeToString()
     assert (found.report.layers, found.report.agreement) == (wanted.report.layers, wanted.report.agreement)
+
+
+def test_the_session_of_masks_alone_is_gone_when_the_next_one_comes(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as large as the model."""
+    opened: list[weakref.ref] = []
+    left: list[int] = []
+    session_of, repair = meanwhile.session_of, meanwhile.repair
+    over = threading.Event()
+
+    @contextmanager
+    def followed(*told: object, **named: object) -> Iterator[object]:
+        left.append(sum(session() is not None for session in opened))
+        with session_of(*told, **named) as session:
+            opened.append(weakref.ref(session))
+            yield session
+        if len(opened) == 2:
+            over.set()
+
+    def waiting(*told: object) -> object:
+        assert over.wait(20)
+        return repair(*told)
+
+    monkeypatch.setattr(running, "THERE", True)
+    monkeypatch.setattr(meanwhile, "session_of", followed)
+    monkeypatch.setattr(meanwhile, "repair", waiting)
+    prune(digits / FORMS[0], digits / "calib.npz", **FEW)
+    assert left == [0, 0, 0]
 
 
 def test_a_repair_that_fails_leaves_no_thread(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
