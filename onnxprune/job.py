@@ -18,7 +18,7 @@ from onnxprune.drawing import Calib
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import model as files
 from onnxprune.graph.whole import alone, check_writable, replacing
-from onnxprune.numerics.threads import LIMIT, allowed, bound
+from onnxprune.numerics.threads import allowed, bound
 from onnxprune.options import Options
 from onnxprune.pipeline import Result, run
 from onnxprune.report import FileReport, Report, to_json
@@ -123,10 +123,11 @@ def prune_file(job: Job, calib: Calib | None, options: Options, progress: Progre
         def described() -> FileReport:
             return _describe_source(job, failed.is_set)
 
-        source = described if options.threads or LIMIT in os.environ else pool.submit(described).result
+        limit = bound(options.threads)
+        source = described if limit else pool.submit(described).result
         try:
             result = run(job.source, calib, options, progress, others=any(map(is_page, job.reports)), mapped=True)
-            return _write(job, result, source, start, bound(options.threads) or allowed())
+            return _write(job, result, source, start, limit or allowed())
         finally:
             failed.set()
 

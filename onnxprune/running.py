@@ -6,7 +6,6 @@ decides how it is pruned. They are made when they are first asked for, and kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +25,7 @@ from onnxprune.masking import Decided, Masked, decide, masked
 from onnxprune.memory import at_once
 from onnxprune.numerics.metric import Cosines
 from onnxprune.numerics.moments import Moments
-from onnxprune.numerics.threads import LIMIT, allowed
+from onnxprune.numerics.threads import allowed, bound
 from onnxprune.options import Options
 from onnxprune.reconstructing import reconstruct_in_order
 from onnxprune.runtime.device import Device
@@ -77,7 +76,7 @@ def beside(device: Device, taken: Taken, options: Options) -> Device:
         return device
     cores, each = device.threads or allowed(), 4 * taken.elements / taken.least
     count = at_once(cores, int(each * taken.batch_size))
-    gaps = THERE and each * MOST <= CACHED and not (options.threads or LIMIT in os.environ)
+    gaps = THERE and each * MOST <= CACHED and bound(options.threads) is None
     return device if count == 1 else replace(device, threads=cores // count, at_once=count, gaps=gaps)
 
 

@@ -63,8 +63,8 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
 
 def problem_of(gram: Gram, w0: Floats, ridge: float, metric: Metric) -> Problem:
     """The least squares of a layer without groups whose channels are solved together."""
-    R = np.ascontiguousarray(gram.xy[0].T)
-    return Problem(gram.xx[0], R / gram.count, w0, float(ridge_of(gram, ridge)[0]), gram.count, metric)
+    R = np.divide(gram.xy[0].T, gram.count, order="C")  # read row by row at every solve
+    return Problem(gram.xx[0], R, w0, float(ridge_of(gram, ridge)[0]), gram.count, metric)
 
 
 def reconstruct(
