@@ -39,23 +39,24 @@ def repaired(dense: onnx.ModelProto, kept: Decided, options: Options, tools: Too
         return carried_out(dense, kept, options, tools, pruned), first, alone
     pruned = pruned_as(dense, kept, tools)
     with tools.clock.phase("agreement"):
-        masks = _tasks(pruned.model, tools)
+        batches = list(tools.taken.batches(tools.taken.split.holdout))  # here: to map a file that is cut off meanwhile ends the process
+        masks = _tasks(pruned.model, batches, tools)
         ready = iter(list(islice(masks, 1)))  # with a session, which the repair does not change, and which nobody holds behind it
-    with Gaps(chain(ready, masks, _tasks(dense, tools))) as gaps:
+    with Gaps(chain(ready, masks, _tasks(dense, batches, tools))) as gaps:
         pruned, outcomes = repair(dense, pruned, options, tools)
         with tools.clock.phase("agreement"):
-            made = gaps.finished(tools.device.at_once, _tasks(pruned.model, tools), _told(tools))
+            made = gaps.finished(tools.device.at_once, _tasks(pruned.model, batches, tools), _told(tools))
     third = len(made) // len(PHASES)
     alone, first, last = (_joined(made[start : start + third], tools) for start in (0, third, 2 * third))
     return Done(options, kept, pruned, outcomes, last), first, alone
 
 
-def _tasks(model: onnx.ModelProto, tools: Tools) -> Iterator[Task[Ran]]:
+def _tasks(model: onnx.ModelProto, batches: Sequence[Batch], tools: Tools) -> Iterator[Task[Ran]]:
     """The runs of a model on the held-out batches; its session is there from the first of them to the last."""
     device = tools.device
     with session_of(model, device, lean=True, arena=True) as session:
         names = float_outputs(session)
-        for batch in tools.taken.batches(tools.taken.split.holdout) if names else ():
+        for batch in batches if names else ():
             yield partial(_run, session, batch, names, tools)
 
 
