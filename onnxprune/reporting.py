@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -163,10 +166,14 @@ def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     from onnxprune import __version__  # at call time: the package imports this module
 
-    found = {"onnxprune": __version__, "python": platform.python_version()}
+    return {"onnxprune": __version__, "python": platform.python_version(), **installed()}
+
+
+@functools.cache
+def installed() -> Mapping[str, str]:
+    """The versions of the packages that are there: each takes a look at every folder of the path, and they stay."""
+    found = {}
     for name in ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return MappingProxyType(found)
