@@ -30,8 +30,9 @@ demo: $(VENV)/.installed
 compiled: $(VENV)/.installed
 	@$(BIN)/python -m compileall -q onnxprune
 
+# Each of these processes computes with one thread, as commands do that are started side by side; the slow tests with all.
 test: compiled
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
+	ONNXPRUNE_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not cuda"
 
 # Two at a time, however many cores there are: some take gigabytes.
 test-slow: compiled

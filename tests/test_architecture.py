@@ -1,6 +1,7 @@
 """The rules of the house about who imports whom, read from the source."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ FORBIDDEN = {
     "onnxprune.runtime": ("onnxprune.numerics",),
 }
 WINGS = tuple(FORBIDDEN)
+parsed = functools.cache(ast.parse)
 
 
 def imports(source, module):
     """Every module that the source imports, at any depth, as absolute names; ``from a import b`` counts as a and a.b."""
     package = module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -125,7 +127,7 @@ def test_only_the_command_line_prints():
     found = {
         module
         for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert found <= {"onnxprune.cli", "onnxprune.terminal", CHILD}  # what the child prints goes into a pipe

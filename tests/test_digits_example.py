@@ -32,7 +32,7 @@ def test_95_percent_of_the_weights_go_and_the_accuracy_comes_back(
     assert accuracy(repaired, digits) >= 0.95
 
 
-@pytest.mark.parametrize("repair", ["bn", "layer", "channel", "asr"])
+@pytest.mark.parametrize("repair", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("bn", "layer", "asr")), "channel"])
 def test_the_twins_come_out_alike(digits: Path, repair: str) -> None:
     """Top-1 of the two forms within 1 point; the masks differ, for folding scales the channels."""
     found = [

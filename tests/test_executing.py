@@ -103,7 +103,7 @@ def test_a_process_that_dies_is_one_line_and_rows_are_kept(net: Path, onnxprune:
         list(each(os._exit, [(1,)], executor))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("rows", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_processes_and_a_second_run_goes_on(net: Path, rows: int) -> None:
     """After so many rows: with none and one the processes are still at their imports, or about to answer signals."""
     words = ["sweep", str(net / "net.onnx"), "--calib", str(net / "calib.npy"), "--jobs", "2", "--device", "cpu", "-o", "s.json"]

@@ -17,6 +17,7 @@ from conftest import Ran
 
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.job import Job, prune_file
+from onnxprune.numerics.threads import LIMIT
 from onnxprune.options import Options
 
 SCRIPT = [sys.executable, "-m", "onnxprune"]
@@ -31,7 +32,11 @@ main()
 
 @pytest.fixture
 def folder(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """model.onnx and a folder of samples, each in a file of its own, and an old target; the current folder."""
+    """model.onnx and a folder of samples, each in a file of its own, and an old target; the current folder.
+
+    As many threads as a run has that nothing limits: what goes on beside the repair reads files too.
+    """
+    monkeypatch.delenv(LIMIT, raising=False)
     shutil.copy(digits / "digits.onnx", tmp_path / "model.onnx")
     (tmp_path / "samples").mkdir()
     for number, image in enumerate(np.load(digits / "calib.npz")["image"][:40]):

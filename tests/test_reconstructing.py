@@ -154,7 +154,7 @@ def sane(result: Result, dense: onnx.ModelProto) -> None:
 # ---- end to end
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("sparsity", [pytest.param(0.5, marks=pytest.mark.slow), 0.8, pytest.param(0.9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_counts_changes_and_outputs(name: str, sparsity: float) -> None:
     dense, result = network(name), pruned(name, sparsity, "reconstruct")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,15 @@ def go(made: Subject, **options: Any) -> Result:
     return prune(made.model, dict(made.samples), batch_size=made.batch, **{"trial_seconds": 0, **made.options, **options})
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan["repair"]))
-@pytest.mark.parametrize("name", SUBJECTS)
+def every_way() -> Iterator[Any]:
+    """Every subject by every plan. Fast are the last, reconstruct, which asks most, and one of the others by turns."""
+    for number, name in enumerate(SUBJECTS):
+        for turn, plan in enumerate(PLANS):
+            marks = () if plan is PLANS[-1] or turn == number % (len(PLANS) - 1) else pytest.mark.slow
+            yield pytest.param(name, plan, id=f"{name}-{plan['repair']}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "plan"), list(every_way()))
 def test_a_subject_goes_through(name: str, plan: dict[str, Any]) -> None:
     made = SUBJECTS[name]()
     result = go(made, **plan)

@@ -104,7 +104,7 @@ def repaired(model: onnx.ModelProto, repair: str, **options: Any) -> tuple[onnx.
 @pytest.mark.parametrize("repair", REPAIRS)
 @pytest.mark.parametrize("deep", [False, True], ids=["", "deep"])
 @pytest.mark.parametrize("form", [0, 1], ids=["explicit", "folded"])
-@pytest.mark.parametrize("then", [True, False], ids=["then", "else"])
+@pytest.mark.parametrize("then", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["then", "else"])
 def test_the_parameters_are_those_of_the_flat_model(repair: str, *, deep: bool, form: int, then: bool) -> None:
     flat = twins()[form]
     model = with_if(flat, then=then, deep=deep)
