@@ -31,6 +31,9 @@ def check_targets(asked: Sweep, output: Path | None, table: Path | None, page: P
     """
     if page is not None and not is_page(page):
         raise UsageError(f"--report {page} is no page; give it a name that ends in .html, and -o for JSON")
+    for flag, path, kind in (("-o", output, "JSON"), ("--csv", table, "CSV")):
+        if path is not None and is_page(path):
+            raise UsageError(f"{flag} {path} would be {kind} in the name of a page; give another name, and --report for a page")
     inputs = {path.resolve() for path in (asked.model, *asked.calib, *([asked.labels] if asked.labels else []))}
     targets = [path for path in (output, table, page) if path is not None]
     for path in targets:

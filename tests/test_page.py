@@ -426,6 +426,9 @@ def test_a_sweep_writes_a_page_beside_json(digits: Path, tmp_path: Path, onnxpru
         assert f" {row['score']:.4f} " in page.text and f" {row['kept']:,} " in page.text
     refused = onnxprune(*words, "--report", tmp_path / "s.json", "--force")
     assert refused.code == 2 and "is no page" in refused.err
+    for flag in ("-o", "--csv"):
+        refused = onnxprune(*words, flag, tmp_path / "other.html")
+        assert refused.code == 2 and "in the name of a page" in refused.err
     assert onnxprune(*words, "--report", tmp_path / "s.html").code == 2
 
 
