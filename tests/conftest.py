@@ -32,6 +32,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _all_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing limits the threads of tests marked cores, nor those of what they start."""
+    if request.node.get_closest_marker("cores"):
+        monkeypatch.delenv("ONNXPRUNE_THREADS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Path:
     """The folder of the example."""

@@ -27,7 +27,7 @@ BESIDE = 1.05, 0.3
 every process that loads it. A reconstruction of net.onnx that is free to use two cores takes 0.6 s more than its wall time; how busy the
 machine is can only lower that."""
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4"), pytest.mark.cores]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -32,6 +32,8 @@ from onnxprune.resuming import known_rows
 from onnxprune.sweep_report import SweepReport, SweepRow
 from onnxprune.sweeping import Sweep, sweep
 
+pytestmark = pytest.mark.cores
+
 
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -17,9 +17,9 @@ from conftest import Ran
 
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.job import Job, prune_file
-from onnxprune.numerics.threads import LIMIT
 from onnxprune.options import Options
 
+pytestmark = pytest.mark.cores  # what goes on beside the repair reads files too
 SCRIPT = [sys.executable, "-m", "onnxprune"]
 LIMITED = """
 import resource, sys
@@ -32,11 +32,7 @@ main()
 
 @pytest.fixture
 def folder(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """model.onnx and a folder of samples, each in a file of its own, and an old target; the current folder.
-
-    As many threads as a run has that nothing limits: what goes on beside the repair reads files too.
-    """
-    monkeypatch.delenv(LIMIT, raising=False)
+    """model.onnx and a folder of samples, each in a file of its own, and an old target; the current folder."""
     shutil.copy(digits / "digits.onnx", tmp_path / "model.onnx")
     (tmp_path / "samples").mkdir()
     for number, image in enumerate(np.load(digits / "calib.npz")["image"][:40]):

@@ -14,13 +14,13 @@ from onnxprune.errors import OnnxpruneError
 from onnxprune.numerics.threads import LIMIT
 from onnxprune.runtime import idle
 
+pytestmark = pytest.mark.cores
 FORMS = ("digits.onnx", "digits_folded.onnx")
 FEW = {"sparsity": 0.9, "samples": 120, "batch_size": 8, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIMIT, raising=False)
     monkeypatch.setattr(running, "allowed", lambda: 2)
 
 

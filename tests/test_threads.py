@@ -23,6 +23,7 @@ from onnxprune.opening import device_of
 from onnxprune.runtime import session as sessions
 from onnxprune.runtime import trial
 
+pytestmark = pytest.mark.cores
 BLAS = [library for library in threadpool_info() if library["user_api"] == "blas"]
 
 
@@ -44,6 +45,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
     monkeypatch.setattr(sessions.ort, "InferenceSession", session)
     monkeypatch.setattr(ours, "ThreadPoolExecutor", executor)
     return found
+
+
+def test_nothing_limits_them_here() -> None:
+    """`make test` gives the other tests one thread."""
+    assert bound(0) is None
 
 
 @pytest.mark.parametrize("repair", ["channel", "reconstruct"])

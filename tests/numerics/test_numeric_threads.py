@@ -16,6 +16,7 @@ from onnxprune.numerics.products import Products
 from onnxprune.numerics.reconstruct import reconstruct
 from onnxprune.numerics.threads import cores, one_each, product, shared
 
+pytestmark = pytest.mark.cores
 RNG = np.random.default_rng(0)
 
 
