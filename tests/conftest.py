@@ -36,7 +36,9 @@ def pytest_collection_finish() -> None:
 def _all_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing limits the threads of tests marked cores, nor those of what they start."""
     if request.node.get_closest_marker("cores"):
-        monkeypatch.delenv("ONNXPRUNE_THREADS", raising=False)
+        from onnxprune.numerics.threads import LIMIT
+
+        monkeypatch.delenv(LIMIT, raising=False)
 
 
 @pytest.fixture(scope="session")

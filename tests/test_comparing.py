@@ -21,8 +21,7 @@ Call = Callable[..., Ran]
 
 @pytest.fixture
 def folder(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """model.onnx, masked.onnx, and test.npz with its labels; the current folder; few runs for the latency."""
-    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    """model.onnx, masked.onnx, and test.npz with its labels; the current folder."""
     shutil.copy(digits / "digits.onnx", tmp_path / "model.onnx")
     shutil.copy(digits / "test.npz", tmp_path / "test.npz")
     prune(tmp_path / "model.onnx", sparsity=0.8, repair="none").save(tmp_path / "masked.onnx")

@@ -75,7 +75,6 @@ def test_how_many_processes_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_threads_of_a_process_are_limited_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIMIT, raising=False)
     plain = cores()
     for told, found in (("1", 1), ("0", 1), ("1000", plain), ("many", plain), ("", plain)):
         monkeypatch.setenv(LIMIT, told)
@@ -85,8 +84,7 @@ def test_the_threads_of_a_process_are_limited_by_its_environment(monkeypatch: py
 # ---- local processes
 
 
-def test_the_cores_are_divided_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIMIT, raising=False)
+def test_the_cores_are_divided_among_the_processes() -> None:
     with executor_of(2, None) as executor:
         found = [result for _, result in each(limits, [(number,) for number in range(8)], executor)]
     assert sorted(number for number, _, _ in found) == list(range(8))

@@ -31,7 +31,6 @@ from onnxprune import OnnxpruneError, Options, Result, prune, running
 from onnxprune.errors import AllocationError, CalibrationError, GateError, ModelError, UsageError
 from onnxprune.graph.model import load
 from onnxprune.numerics.allocation import ALLOCATIONS, keep_total
-from onnxprune.numerics.threads import LIMIT
 from onnxprune.options import REPAIRS
 from onnxprune.runtime.idle import THERE
 
@@ -593,9 +592,9 @@ def test_an_agreement_of_one_passes_a_gate_of_one(digits: Path) -> None:
     prune(digits / FORMS[0], digits / "calib.npz", sparsity=0, min_agreement=1, **FEW)
 
 
+@pytest.mark.cores
 @pytest.mark.parametrize("meanwhile", [False, pytest.param(True, marks=pytest.mark.skipif(not THERE, reason="no such threads"))])
 def test_progress_counts_every_phase_up_to_its_total(digits: Path, meanwhile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIMIT, raising=False)
     monkeypatch.setattr(running, "allowed", lambda: 2 if meanwhile else 1)
     told: dict[str, list[tuple[int, int]]] = {}
     prune(

@@ -63,10 +63,7 @@ def test_sessions_blas_and_our_own_threads_get_it(seen: dict[str, set[Any]], rep
     assert [library["num_threads"] for library in threadpool_info()] == before
 
 
-def test_compare_gives_it_to_both_models(
-    digits: Path, tmp_path: Path, seen: dict[str, set[Any]], onnxprune: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onnxprune.runtime.latency.SECONDS", 0.0)
+def test_compare_gives_it_to_both_models(digits: Path, seen: dict[str, set[Any]], onnxprune: Callable[..., Ran]) -> None:
     model = digits / "digits.onnx"
     words = ("--calib", digits / "calib.npz", "--samples", 20, "--device", "cpu", "--threads", 1)
     assert onnxprune("compare", model, digits / "digits_folded.onnx", *words).code == 0
@@ -115,10 +112,8 @@ def test_the_input_is_packed_beside_the_run_where_threads_are_not_counted(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, limit: str | None, beside: bool
 ) -> None:
     """gzip and zstd of the input take a thread of their own otherwise."""
-    if limit is None:
-        monkeypatch.delenv("ONNXPRUNE_THREADS", raising=False)
-    else:
-        monkeypatch.setenv("ONNXPRUNE_THREADS", limit)
+    if limit is not None:
+        monkeypatch.setenv(LIMIT, limit)
     seen, made = [], job.describe
     monkeypatch.setattr(job, "describe", lambda *given, **told: seen.append(threading.current_thread()) or made(*given, **told))
     options = Options(sparsity=0.5, repair="none", threads=threads)
