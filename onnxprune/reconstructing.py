@@ -162,7 +162,7 @@ def _solve(
     dense = geometry.to_matrix(original.read(point.layer.seen), shape) * gain[:, None]
     masked = geometry.to_matrix(constants.read(point.layer.seen), shape) * gain[:, None]
     fit, held = rows.grams(shape.group)
-    if not all(np.isfinite(part).all() for gram in (fit, held) for part in (gram.x_mean, gram.xx, gram.xy, gram.yy)):
+    if not all(gram.finite for gram in (fit, held)):
         return unrepaired(point, "its inputs or outputs overflow float32")
     measure = held if held.count else fit
     power = measure.power(masked)

@@ -62,6 +62,11 @@ class Gram:
             xx[:, first + SIDE :, first : first + SIDE] = beside[:, :, SIDE:].transpose(0, 2, 1)
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
+    @property
+    def finite(self) -> bool:
+        """False where something overflowed. No product of two inputs does before the square of one of them (Cauchy, Schwarz)."""
+        return all(np.isfinite(part).all() for part in (self.x_mean, np.einsum("gkk->gk", self.xx), self.xy, self.yy))
+
     def merge(self, other: Self, *, overwrite: bool = False) -> Self:
         """The moments of the rows of both, exactly (Chan, Golub, LeVeque 1983).
 

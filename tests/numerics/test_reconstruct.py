@@ -441,3 +441,17 @@ def test_rows_come_in_products_of_a_few_thousand(monkeypatch):
     parts = Gram.from_batch(x, y)
     for one, other in ((whole.xx, parts.xx), (whole.xy, parts.xy), (whole.yy, parts.yy)):
         np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("where", ["x", "y", "product"])
+def test_what_overflows_is_seen(where, groups):
+    """The squares of 4e18 and their sums do not overflow float32, those of 3e19 do; a product of x and y may do alone."""
+    rng = np.random.default_rng(5)
+    x, y = (rng.choice([-1.0, 1.0], (4, 4)).astype(np.float32) for _ in range(2))
+    assert Gram.from_batch(4e18 * x, y, groups).finite
+    scale = {"x": (3e19, 1.0), "y": (1.0, np.inf), "product": (4e18, 1e20)}[where]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = Gram.from_batch(np.float32(scale[0]) * x, np.float32(scale[1]) * y, groups)
+    assert not found.finite
+    assert not all(np.isfinite(part).all() for part in (found.xx, found.xy, found.yy))
