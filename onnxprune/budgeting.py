@@ -70,9 +70,9 @@ FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOA
 Weights = NDArray[np.float64]
 
 
-def chosen_samples(rows: NDArray[np.intp], batch_size: int) -> NDArray[np.intp]:
-    """At most `SAMPLES` of the samples, evenly spread, in whole batches if there are that many; one batch at least."""
-    most = max(SAMPLES // batch_size, 1) * batch_size
+def chosen_samples(rows: NDArray[np.intp], batch_size: int, most: int = SAMPLES, batches: int = 1) -> NDArray[np.intp]:
+    """At most so many of the samples, evenly spread, in whole batches if there are that many; so many batches at least."""
+    most = max(most // batch_size, batches) * batch_size
     return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // most]
 
 

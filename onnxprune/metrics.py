@@ -17,8 +17,8 @@ from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
 
-SAMPLES = 1024
-"""How many samples are enough."""
+SAMPLES, HALVES = 256, 2
+"""How many samples are enough, and how many batches it takes to tell what is chance."""
 LARGEST = 1 << 28
 """Weights up to which a model is small enough: 1 GiB of float32."""
 
@@ -62,14 +62,10 @@ def gradient_moments(
             return {}
         model, known = made
         names = [f"{point.dense_tensor}::gradient" for point in known]
-        done = 0
         with session_of(model, device, lean=True) as session:
             for number, batch in enumerate((first, *passing)):
                 for point, moments in zip(known, run_session(session, batch, names), strict=True):
-                    sums.setdefault(point.dense_tensor, np.zeros((2, *moments.shape)))[number % 2] += moments
-                done += max((value.shape[0] for value in batch.values() if value.ndim), default=1)
-                if done >= SAMPLES:
-                    break
+                    sums.setdefault(point.dense_tensor, np.zeros((HALVES, *moments.shape)))[number % HALVES] += moments
     except OutOfMemory:
         raise
     except (ModelError, RuntimeFailure):  # operators may not take what the graph of the gradients gives them

@@ -59,6 +59,7 @@ def reconstruct_in_order(
     constants: Constants,
     keep: dict[str, int],
     batches: Callable[[], Iterable[Batch]],
+    some: Iterable[Batch],
     reached: frozenset[str],
     pattern: tuple[int, int] | None,
     include: Sequence[str],
@@ -70,6 +71,7 @@ def reconstruct_in_order(
 ) -> list[Outcome]:
     """Reconstruct the masked model behind ``constants`` in place, and say what was done at each point.
 
+    ``batches`` gives the samples, ``some`` are those that gradients are measured on.
     ``keep`` maps a weight's name to how many weights its layer keeps; ``reached`` are the tensors that depend on a pruned weight;
     ``pattern`` is the (n, m) that the masks follow, None for none; ``include`` is as in layers.find. ``memory`` is that of both streams.
     ``known`` has what is known of the dense model's gradients (metrics), and gets what is found out.
@@ -98,7 +100,7 @@ def reconstruct_in_order(
     read = weigh(constants, original, places)
     scores = scores_of(model, points)
     together = [point for point, shape in places.values() if shape.group == 1 and point.dense_tensor not in scores]
-    worth = metrics(dense, together, batches(), seed, device.alone, known)
+    worth = metrics(dense, together, some, seed, device.alone, known)
     outcomes, added = [], []
     rng = np.random.default_rng(seed)
     for point in points:

@@ -12,6 +12,7 @@ from functools import partial
 
 import onnx
 
+from onnxprune import metrics
 from onnxprune.branching import always, straightened
 from onnxprune.budgeting import chosen_samples, measure
 from onnxprune.clock import Clock, Progress, ticker
@@ -185,8 +186,10 @@ def _repaired(dense: onnx.ModelProto, pruned: Masked, options: Options, tools: T
         keep = {layer.weight: count for layer, count in zip(pruned.found.layers, pruned.keep, strict=True)}
         with tools.clock.phase("repair"):
             tick = ticker(tools.progress, "repair", len(points))
+            rows = chosen_samples(tools.taken.split.repair, tools.taken.batch_size, metrics.SAMPLES, metrics.HALVES)
+            gradients = tools.taken.batches(rows)  # of the samples as they are, not of what is made of them
             how = (options.n_m, options.include, options.seed, tools.device, tick, tools.memory, tools.cosines)
-            return reconstruct_in_order(dense, pruned.constants, keep, batches, reached, *how)
+            return reconstruct_in_order(dense, pruned.constants, keep, batches, gradients, reached, *how)
     moments = statistics(dense, points, tools)
     with tools.clock.phase("repair"):
         tick = ticker(tools.progress, "repair", len(points))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,3 +111,36 @@ def test_weights_too_large_for_their_type_leave_the_last_that_fit(monkeypatch: p
     assert entry.repair == "channel"
     assert any("do not fit their type" in note for note in entry.notes)
     assert all(np.isfinite(value).all() for value in tensors(result.model).values())
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(32, 256), (100, 200), (300, 600)])
+def test_gradients_are_of_few_samples_evenly_spread(batch_size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 256 in whole batches, and of two batches at least: one alone would not tell what is chance."""
+    seen: list[NDArray[np.float32]] = []
+    measured = reconstructing.metrics
+
+    def metrics(dense: onnx.ModelProto, points: Any, batches: Any, *rest: Any) -> Any:
+        kept = list(batches)
+        seen.extend(batch["x"] for batch in kept)
+        found = measured(dense, points, kept, *rest)
+        assert found["a"] is not None
+        return found
+
+    monkeypatch.setattr(reconstructing, "metrics", metrics)
+    x = data(1, 1000)
+    prune(bottleneck("Relu"), x, sparsity=0.8, repair="reconstruct", holdout=0, samples=1000, batch_size=batch_size)
+    assert len(seen) > 1
+    np.testing.assert_array_equal(np.concatenate(seen), x[np.arange(count) * 1000 // count])
+
+
+def test_gradients_are_of_the_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of their mirror images beside them, which would leave fewer images."""
+    counts: list[int] = []
+    monkeypatch.setattr(reconstructing, "metrics", lambda dense, points, batches, *rest: counts.extend(len(b["x"]) for b in batches) or {})
+    images = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv")], {"x": ("batch", 3, 8, 8)}, {"y": ("batch", 4, 6, 6)}, {"w": weight}
+    )
+    prune(model, images, sparsity=0.5, repair="reconstruct", holdout=0, mirror=True, shift=1)
+    assert sum(counts) == 24
