@@ -180,21 +180,24 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
     each, own = (np.repeat(values, sizes) for values in (problem.metric.counts, problem.metric.own))
     U = problem.metric.along.astype(np.float32)
 
+    given, made = np.empty(len(places)), np.empty(len(places))
+    products = [(now.inverses[c], given[part], made[part]) for c, part in enumerate(parts)]
+    spreads = np.zeros(C * K, np.float32)
+
     def preconditioned(residual: Floats) -> Floats:
-        made = np.empty_like(residual)
+        given[:] = residual
 
         def one(c: int) -> None:
-            made[parts[c]] = now.inverses[c] @ residual[parts[c]]
+            np.dot(*products[c])
 
         shared(pool, threads, one, np.arange(C), 2.0 * powers(sizes, 2))
-        made /= each
-        return made
+        return made / each
 
     def along(weight: Floats) -> npt.NDArray[np.float32]:
         """U' D G, (r, K)."""
-        spreads = np.zeros(C * K, np.float32)
         spreads[places] = weight
-        return np.asarray(product(pool, problem.single[None], (U.T @ spreads.reshape(C, K)).T[None])[0].T)
+        ways = product(pool, spreads.reshape(C, K).T[None], U[None])
+        return np.asarray(product(pool, problem.single[None], ways)[0].T)
 
     def across(ways: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """U times ways (r, K), on the support."""
