@@ -25,7 +25,7 @@ from onnxprune.runtime.several import several
 from onnxprune.runtime.stream import Stream
 from onnxprune.sequential import NOTHING
 
-ROWS = 30_000
+ROWS = 20_000
 """Rows sampled a layer, over all batches: more gain nothing (docs/reconstruction.md)."""
 HELD = 8
 """One batch in so many is held out, to measure a layer's error on and to choose its ridge by."""

@@ -20,7 +20,7 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.ridges import RIDGE, candidates
-from onnxprune.numerics.supports import ABOVE, COARSE, STEP, schedule, sizes_of, together_of
+from onnxprune.numerics.supports import BEFORE, COARSE, FLOPS, STEP, above, schedule, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
 
@@ -95,7 +95,7 @@ def reconstruct(
     On a given support it changes no weight; errors count it in.
     metric: what errors count together, in a layer without groups: the last supports are chosen and solved so (`together`).
     start, factor, fine: the supports on the way (`supports.sizes_of`); fine 1 leaves elimination out, as a pattern does. Where channels
-    choose together in the end, `ABOVE` bounds the first, and the others are `COARSE` and `STEP` apart.
+    choose together in the end, `supports.above` bounds the first, and the others are `COARSE` and `STEP` apart.
     unseen: with fewer rows than inputs the support is chosen on the first part alone, so that nothing has seen the rows held out.
     """
     w0 = np.asarray(w0, np.float64)
@@ -115,8 +115,11 @@ def reconstruct(
     last = together_of(keep, C, K) if metric is not None and not pattern and fine > 1 else [keep]
     more = len(last) > 1
     if more:  # what comes before, in coarse steps, only gives them something to choose from
-        factor, start, fine = COARSE, min(start, ABOVE) * keep / last[0], STEP
-    sizes, near = (schedule(keep, w0.size, factor, start), []) if pattern else sizes_of(last[0], C, K, start, factor, fine)
+        factor, start, fine = COARSE, min(start, above(C, K)) * keep / last[0], STEP
+    if pattern:
+        sizes, near = schedule(keep, w0.size, factor, start), list[int]()
+    else:
+        sizes, near = sizes_of(last[0], C, K, start, factor, fine, BEFORE if more else FLOPS)
     steps = [*(sizes[:-1] if near else sizes), *near, *last[1:]]
     rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)

@@ -6,7 +6,7 @@ RIDGE = 1e-2
 """Where rows are many, or none are held out to choose by."""
 Choice = tuple[float, Sequence[float]]
 BY_ROWS: Sequence[tuple[float, Choice]] = (
-    (8.0, (RIDGE, (RIDGE,))),
+    (6.0, (RIDGE, (RIDGE,))),
     (1.0, (3e-2, (1e-2, 3e-2, 1e-1))),
     (0.0, (3e-2, (3e-2, 1e-1, 1.0))),
 )

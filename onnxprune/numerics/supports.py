@@ -7,8 +7,10 @@ NEAR = 4.0  # elimination begins at so many times the last size at most,
 WORTH = 1.2  # and is left out where it cannot begin at so many times it
 FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
-ABOVE = 8.0  # where channels are solved together, magnitude begins at so many times the last size at most,
-TOGETHER, STEP = 2.0, 1.12  # and they choose from so many times the last size, in steps of 1/STEP
+TOGETHER, STEP = 1.6, 1.1  # channels that are solved together choose from so many times the last size, in steps of 1/STEP
+BEFORE = 1.5e9  # the elimination before that may take so many flops, in place of FLOPS,
+ABOVE, DEAR = 8.0, 4.0  # and magnitude begins at so many times the last size at most; at the second where
+PRODUCT = 5e9  # a product of all weights with G takes more flops than this
 
 
 def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
@@ -26,14 +28,16 @@ def schedule(keep: int, size: int, factor: float, start: float) -> list[int]:
     return sorted((s for s in sizes if s < size or s == keep), reverse=True)
 
 
-def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float, fine: float) -> tuple[list[int], list[int]]:
+def sizes_of(
+    keep: int, channels: int, inputs: int, start: float, factor: float, fine: float, flops: float = FLOPS
+) -> tuple[list[int], list[int]]:
     """The support sizes of a layer of ``channels`` x ``inputs`` weights on the way to ``keep``: by magnitude, and by elimination.
 
-    Elimination begins at `NEAR` times the last size, or as far up as `FLOPS` and `BYTES` let it when the channels keep equally many;
+    Elimination begins at `NEAR` times the last size, or as far up as ``flops`` and `BYTES` let it when the channels keep equally many;
     when that is less than `WORTH` times, there is none.
     """
     size, each = channels * inputs, max(keep, 1) / channels
-    reach = min(NEAR, start, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
+    reach = min(NEAR, start, (flops / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
     if fine <= 1 or keep in (0, size) or min(reach * keep, size) < min(WORTH * keep, size):
         return schedule(keep, size, factor, start), []
     begin = min(size, round(reach * keep))
@@ -41,6 +45,11 @@ def sizes_of(keep: int, channels: int, inputs: int, start: float, factor: float,
     while steps[0] * COARSE <= min(start * keep, size - 1):
         steps.insert(0, round(steps[0] * COARSE))
     return steps, schedule(keep, begin, fine, reach)
+
+
+def above(channels: int, inputs: int) -> float:
+    """At how many times the last size magnitude begins at most, in a layer whose channels are solved together."""
+    return DEAR if 2.0 * channels * inputs**2 > PRODUCT else ABOVE
 
 
 def together_of(keep: int, channels: int, inputs: int) -> list[int]:

@@ -30,7 +30,7 @@ from onnxprune.numerics.thinning import single
 from onnxprune.numerics.threads import one_each, powers, product, shared
 
 BETWEEN, LAST = 3, 8
-"""Iterations before weights are left out, and on the last support: few, for what directions of little effect ask for fits the samples."""
+"""Iterations while supports are chosen, and for the weights: few, for what directions of little effect ask for fits the samples."""
 PLAIN = 8
 """Iterations where the channels' own matrices are too large to be inverted, and their diagonals stand for them."""
 
@@ -110,7 +110,7 @@ def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[
                 spread = np.concatenate([np.diagonal(part) for part in now.inverses])
                 loss = each[now.places] * now.weight**2 / spread * varies[now.places]
                 now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
-            now = _settle(problem, pool, threads, now, BETWEEN if size > sizes[-1] else LAST)
+            now = _settle(problem, pool, threads, now, BETWEEN)
             gain = np.bincount(now.places // K, (2.0 * goal[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)

@@ -14,7 +14,7 @@ from onnxprune.numerics.elimination import eliminate
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.reconstruct import problem_of, reconstruct, refit
-from onnxprune.numerics.supports import fits, schedule, together_of
+from onnxprune.numerics.supports import BEFORE, above, fits, schedule, sizes_of, together_of
 from onnxprune.numerics.together import Problem, solve_together, thin_together
 
 Floats = NDArray[np.float64]
@@ -149,8 +149,8 @@ def test_every_size_on_the_way_has_its_error(elimination: bool, monkeypatch: pyt
     gram, w0 = gram_of(0, 12, 40)
     metric = Metric(np.full(12, 0.5), np.random.default_rng(0).normal(size=(12, 2)) / 2)
     found = reconstruct(gram, None, w0, 50, metric=metric)
-    assert found.steps[-8:] == tuple(together_of(50, 12, 40))
-    assert found.steps[:-8] == (tuple(schedule(100, 400, 1.12, 4.0)[:-1]) if elimination else (400, 200))
+    assert found.steps[-6:] == tuple(together_of(50, 12, 40))
+    assert found.steps[:-6] == (tuple(schedule(80, 320, 1.1, 4.0)[:-1]) if elimination else (400, 234, 137))
     assert len(found.curve) == len(found.steps)
     assert list(found.curve) == sorted(found.curve)
 
@@ -208,9 +208,23 @@ def test_channels_without_weights_are_no_harm() -> None:
 
 
 def test_sizes_at_which_channels_are_solved_together() -> None:
-    assert together_of(1000, 10, 1000) == [2000, 1811, 1641, 1486, 1346, 1219, 1104, 1000]  # the seventh root of 2 is 1.104
+    assert together_of(1000, 10, 1000) == [1600, 1456, 1326, 1207, 1099, 1000]  # the fifth root of 1.6 is 1.099
     assert together_of(9900, 10, 1000) == [9900]  # nearly everything is kept
     assert together_of(0, 10, 1000) == [0]
     assert together_of(512 * 230, 512, 4608) == [512 * 230]  # too much to be inverted
     assert fits(np.full(512, 100))
     assert not fits(np.full(512, 230))
+
+
+def test_magnitude_begins_nearer_where_products_are_dear() -> None:
+    """A product of 512 x 4,608 weights with G takes 22 Gflop, one of 64 x 576 takes 42 Mflop."""
+    assert (above(512, 4608), above(64, 576)) == (4.0, 8.0)
+    assert above(1250, 1414) == 8.0  # 2 C K^2 is 4.998e9
+    assert above(1250, 1415) == 4.0
+
+
+def test_elimination_before_that_is_short() -> None:
+    """By default 4 n^3 flops a channel are enough for 194 weights in each of 512, here for 90."""
+    assert sizes_of(512 * 100, 512, 4608, 4.0, 2.0, 1.1)[1]
+    assert sizes_of(512 * 100, 512, 4608, 4.0, 2.0, 1.1, BEFORE) == (schedule(512 * 100, 512 * 4608, 2.0, 4.0), [])
+    assert sizes_of(64 * 20, 64, 576, 4.0, 2.0, 1.1, BEFORE) == sizes_of(64 * 20, 64, 576, 4.0, 2.0, 1.1)
