@@ -27,6 +27,11 @@ class Ran:
     err: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked long come first."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_collection_finish() -> None:
     """What the collection made stays: the garbage collector need not look through it again, thousands of times."""
     gc.freeze()

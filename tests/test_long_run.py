@@ -31,6 +31,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("repair", ["channel", "reconstruct"])
 def test_memory_stays_flat_over_many_runs(digits: Path, repair: str, tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def wide(width: int = 256, size: int = 64) -> onnx.ModelProto:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("repair", ["channel", "reconstruct"])
 def test_a_net_that_does_not_fit_stays_within_the_budget_and_comes_out_the_same(tmp_path: Path, repair: str) -> None:
@@ -247,6 +248,7 @@ def test_a_net_that_does_not_fit_stays_within_the_budget_and_comes_out_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("size", "more"), [("1GB", ()), ("400MB", ()), ("50MB", ("--batch-size", "8"))])
 def test_a_real_network_stays_within_the_budget(reference: Path, tmp_path: Path, size: str, more: tuple[str, ...]) -> None:

@@ -248,6 +248,7 @@ def test_random_networks_keep_every_invariant(model: onnx.ModelProto, options: d
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=600, **QUIET)
 @given(networks(depth=24), PLANS, st.integers(0, 2**31))
 def test_many_random_networks_keep_every_invariant(model: onnx.ModelProto, options: dict[str, Any], seed: int) -> None:
