@@ -8,7 +8,7 @@ WORTH = 1.2  # and is left out where it cannot begin at so many times it
 FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
 TOGETHER, STEP = 1.6, 1.1  # channels that are solved together choose from so many times the last size, in steps of 1/STEP
-BEFORE = 1.5e9  # the elimination before that may take so many flops, in place of FLOPS,
+BEFORE = 5e9  # the elimination before that may take so many flops, in place of FLOPS,
 ABOVE, DEAR = 8.0, 4.0  # and magnitude begins at so many times the last size at most; at the second where
 PRODUCT = 5e9  # a product of all weights with G takes more flops than this
 
