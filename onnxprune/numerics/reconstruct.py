@@ -20,7 +20,7 @@ from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.ridges import RIDGE, candidates
-from onnxprune.numerics.supports import BEFORE, COARSE, FLOPS, STEP, above, schedule, sizes_of, together_of
+from onnxprune.numerics.supports import BEFORE, COARSE, FLOPS, STEP, above, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
 from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
 
@@ -112,14 +112,12 @@ def reconstruct(
     if pattern and (K % (pattern[1] * pattern[2]) or keep * pattern[1] != w0.size * pattern[0]):
         raise ValueError(f"pattern {pattern[0]}:{pattern[1]} over kernels of {pattern[2]} does not make {keep} of {w0.shape}")
     unit = np.ones(C) if importance is None else np.sqrt(importance)  # y and w in units in which all channels count alike
-    last = together_of(keep, C, K) if metric is not None and not pattern and fine > 1 else [keep]
+    fine = 1.0 if pattern else fine
+    last = together_of(keep, C, K) if metric is not None and fine > 1 else [keep]
     more = len(last) > 1
     if more:  # what comes before, in coarse steps, only gives them something to choose from
         factor, start, fine = COARSE, min(start, above(C, K)) * keep / last[0], STEP
-    if pattern:
-        sizes, near = schedule(keep, w0.size, factor, start), list[int]()
-    else:
-        sizes, near = sizes_of(last[0], C, K, start, factor, fine, BEFORE if more else FLOPS)
+    sizes, near = sizes_of(last[0], C, K, start, factor, fine, BEFORE if more else FLOPS)
     steps = [*(sizes[:-1] if near else sizes), *near, *last[1:]]
     rows = fit if unseen or measure.count * FEW_HELD <= whole.count else whole
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
