@@ -41,6 +41,14 @@ def _moving(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
     return {name: build.moved_back(gradient, name, moved, 1)}
 
 
+def _padded(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
+    """Pads of a constant are cut off, and what was cut off is padded."""
+    if attributes(node).get("mode", b"constant") != b"constant":
+        return _moving(build, node, gradient)
+    axes = ["", node.input[3]] if len(node.input) > 3 and node.input[3] else []
+    return {node.input[0]: build.make("Pad", gradient, build.make("Neg", node.input[1]), *axes)}
+
+
 def _shaping(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
     return {node.input[0]: build.make("Reshape", gradient, build.make("Shape", node.input[0]))}
 
@@ -202,10 +210,11 @@ EACH = (
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(EACH, _each),
     **dict.fromkeys(("Identity", "Dropout"), _same),
-    **dict.fromkeys(("Slice", "Pad", "Gather", "Expand", "Tile"), _moving),
+    **dict.fromkeys(("Slice", "Gather", "Expand", "Tile"), _moving),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _shaping),
     **dict.fromkeys(("Add", "Sub", "Sum"), _sum),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean", "ReduceSum"), _mean),
+    "Pad": _padded,
     "Transpose": _transpose,
     "Concat": _concat,
     "Mul": _mul,
