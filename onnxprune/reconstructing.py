@@ -37,7 +37,8 @@ from onnxprune.metrics import metrics
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import Cosines, metric_of
 from onnxprune.numerics.moments import Moments
-from onnxprune.numerics.reconstruct import Reconstruction, problem_of, reconstruct, refit
+from onnxprune.numerics.problem import problem_of
+from onnxprune.numerics.reconstruct import Reconstruction, reconstruct, refit
 from onnxprune.numerics.targets import channel_gains, importance, output_moments, silent
 from onnxprune.numerics.together import solve_together
 from onnxprune.runtime.device import Device

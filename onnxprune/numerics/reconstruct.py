@@ -19,10 +19,11 @@ import numpy.typing as npt
 from onnxprune.numerics.elimination import Bools, Floats
 from onnxprune.numerics.gram import Gram, ridge_of
 from onnxprune.numerics.metric import Metric
+from onnxprune.numerics.problem import problem_of
 from onnxprune.numerics.ridges import RIDGE, candidates
 from onnxprune.numerics.supports import BEFORE, COARSE, FLOPS, STEP, above, sizes_of, together_of
 from onnxprune.numerics.thinning import right_side, solve, thin
-from onnxprune.numerics.together import Problem, Settled, solve_together, thin_together
+from onnxprune.numerics.together import Settled, solve_together, thin_together
 
 FEW_HELD = 6  # held-out rows have a part in choosing the support where they are more than one in so many
 FACTOR = 1.4  # by magnitude, each support is 1/FACTOR of the one before,
@@ -59,12 +60,6 @@ def refit(fit: Gram, w0: Floats, mask: Bools, ridge: float, start: Floats | None
     lam = ridge_of(fit, ridge)
     rhs, _ = right_side(fit.xy / fit.count, lam, w0)
     return solve(fit.xx, rhs, lam, mask, w0 if start is None else start, rows=fit.count)
-
-
-def problem_of(gram: Gram, w0: Floats, ridge: float, metric: Metric) -> Problem:
-    """The least squares of a layer without groups whose channels are solved together."""
-    R = np.divide(gram.xy[0].T, gram.count, order="C")  # read row by row at every solve
-    return Problem(gram.xx[0], R, w0, float(ridge_of(gram, ridge)[0]), gram.count, metric)
 
 
 def reconstruct(
@@ -123,13 +118,14 @@ def reconstruct(
     asked = rows.xy / rows.count * unit.reshape(len(rows.xy), 1, -1)
     mask, weight, gains = thin(rows.xx, asked, w0 * unit[:, None], ridge_of(rows, first), sizes, pattern, rows.count, near, unsolved=more)
     weight /= unit[:, None]
+    alone = weight  # of each channel solved by itself, with the first ridge on these rows
     if metric is not None and more:
-        mask, weight, explained = thin_together(problem_of(rows, w0, first, metric), mask, last[1:])
+        mask, weight, alone, explained = thin_together(problem_of(rows, w0, first, metric), mask, last[1:])
         # from the first support of these on, which elimination has a gain of, too
         gains = gains[: len(steps) - len(last)] + [float(gain @ unit**2) for gain in explained]
     power = max(float(rows.yy @ unit**2) / rows.count, np.finfo(float).tiny)
     curve = tuple(max(0.0, 1.0 - gain / power) for gain in gains)
-    blind = {r: weight if r == first and rows is fit and not more else refit(fit, w0, mask, r, weight) for r in tried}
+    blind = {r: alone if r == first and rows is fit else refit(fit, w0, mask, r, alone) for r in tried}
     errors = {r: measure.error(w, fit.shift(w), importance) for r, w in blind.items()}
     ridge = min(tried, key=lambda r: errors[r])
     settled = None

@@ -13,24 +13,26 @@ channel's own matrix (G_SS + lam I) diag(M)_c, which elimination needs too: leav
 What all channels share takes 2 r K^2 flops an iteration, r the directions in U, in place of 2 C K^2.
 """
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import descended
 from onnxprune.numerics.elimination import Bools, Floats, among, inverse, inverse_factor, least
-from onnxprune.numerics.metric import Metric
+from onnxprune.numerics.problem import Problem
 from onnxprune.numerics.supports import fits
-from onnxprune.numerics.thinning import single
 from onnxprune.numerics.threads import one_each, powers, product, shared
 
 BETWEEN, LAST = 3, 8
 """Iterations while supports are chosen, and for the weights: few, for what directions of little effect ask for fits the samples."""
+STACK = 1 << 19
+"""Entries of the matrices that are inverted in one go, filled up to the largest: of fewer each call does too little."""
 PLAIN = 8
 """Iterations where the channels' own matrices are too large to be inverted, and their diagonals stand for them."""
 
@@ -39,42 +41,14 @@ PLAIN = 8
 class Settled:
     """What is known of weights on a support that were solved together, all in the order of their places (n,) in (C, K), flat.
 
-    weight (n,) float64; seen (n,): G_SS w; inverses: (n_c, n_c) of G_SS + lam I for each channel. With another right side, the same G
-    and the same ridge, a solve begins here.
+    weight (n,) float64; seen (n,): G_SS w, G being the mean; inverses: (n_c, n_c) of G_SS + lam I for each channel, float32 while
+    supports are chosen, else float64. With another right side, the same G and the same ridge, a solve begins here.
     """
 
     places: npt.NDArray[np.intp]
     weight: Floats
     seen: Floats
-    inverses: list[Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Least squares of all channels: G (K, K) float64, summed over ``rows`` rows; R and w0 (C, K) float64, the mean and the dense weights;
-    lam > 0, the ridge."""
-
-    G: Floats
-    R: Floats
-    w0: Floats
-    lam: float
-    rows: int
-    metric: Metric
-
-    @cached_property
-    def single(self) -> npt.NDArray[np.float32]:
-        """The mean of G, (K, K) float32."""
-        return single(self.G, self.rows)
-
-    def joined(self, values: npt.NDArray[np.float32] | Floats) -> Floats:
-        """M times values (C, K)."""
-        along = self.metric.along
-        return np.asarray(self.metric.own[:, None] * values + along @ (along.T @ values))
-
-    @cached_property
-    def asked(self) -> npt.NDArray[np.float32]:
-        """What the directions of M ask for, (r, K): U' R."""
-        return np.asarray(self.metric.along.T.astype(np.float32) @ self.R.astype(np.float32))
+    inverses: list[npt.NDArray[Any]]
 
 
 def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settled | None = None) -> tuple[Floats, Settled | None]:
@@ -86,25 +60,37 @@ def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settle
     if settled is None and not fits(mask.sum(1)):
         return _plain(problem, mask, start), None
     with one_each() as (pool, threads):
-        settled = settled or _begin(problem, pool, threads, mask, start)
+        settled = settled or _begin(problem, pool, threads, mask, start, problem.G, problem.rows)
         settled = _settle(problem, pool, threads, settled, LAST)
     weight = np.zeros(mask.size)
     weight[settled.places] = settled.weight
     return weight.reshape(mask.shape), settled
 
 
-def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[Bools, Floats, list[Floats]]:
+def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[Bools, Floats, Floats, list[Floats]]:
     """The support of ``sizes[-1]`` weights, reached from ``mask`` (C, K) bool by way of the others, and the weights (C, K) on it.
 
-    Also, for the mask and each size, what the weights explain of each channel's mean square, (C,) float64. A weight whose input never
-    varies goes first. Ties go to the higher index, so the count is exact and the choice repeatable.
+    Then the weights of each channel solved by itself there, (C, K), and for the mask and each size what the weights solved together
+    explain of each channel's mean square, (C,) float64. A weight whose input never varies goes first. Ties go to the higher index, so
+    the count is exact and the choice repeatable. In float32, which is enough to choose by; where that is not, in float64.
     """
+    with np.errstate(over="ignore", invalid="ignore"), contextlib.suppress(np.linalg.LinAlgError):
+        found = _thinned(problem, mask, sizes, problem.single, 1)
+        if np.isfinite(found[1]).all():
+            return found
+    return _thinned(problem, mask, sizes, problem.G, problem.rows)
+
+
+def _thinned(
+    problem: Problem, mask: Bools, sizes: Sequence[int], G: npt.NDArray[Any], rows: int
+) -> tuple[Bools, Floats, Floats, list[Floats]]:
+    """As `thin_together`, in the type of G, summed over ``rows`` rows."""
     C, K = mask.shape
     each, goal = np.repeat(problem.metric.counts, K), problem.R.ravel()
     varies = np.tile(np.diag(problem.G) > 0, C)
     explained: list[Floats] = []
     with one_each() as (pool, threads):
-        now = _begin(problem, pool, threads, mask, None)
+        now = _begin(problem, pool, threads, mask, None, G, rows)
         for size in (len(now.places), *sizes):
             if len(now.places) > size:
                 spread = np.concatenate([np.diagonal(part) for part in now.inverses])
@@ -113,9 +99,11 @@ def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[
             now = _settle(problem, pool, threads, now, BETWEEN)
             gain = np.bincount(now.places // K, (2.0 * goal[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
-    kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
-    kept[now.places], solved[now.places] = True, now.weight
-    return kept.reshape(C, K), solved.reshape(C, K), explained
+        goal, parts = problem.goal[now.places].astype(G.dtype), _parts(problem, now.places)
+        alone = np.concatenate([inverse @ goal[part] for inverse, part in zip(now.inverses, parts, strict=True)])
+    kept, solved, apart = np.zeros(C * K, np.bool_), np.zeros(C * K), np.zeros(C * K)
+    kept[now.places], solved[now.places], apart[now.places] = True, now.weight, alone
+    return kept.reshape(C, K), solved.reshape(C, K), apart.reshape(C, K), explained
 
 
 def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
@@ -124,28 +112,46 @@ def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(places, np.arange(C + 1) * K).tolist())]
 
 
-def _begin(problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats | None) -> Settled:
-    """What is known at weights near by; without them at those of each channel solved by itself."""
+def _begin(
+    problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats | None, G: npt.NDArray[Any], rows: int
+) -> Settled:
+    """What is known at weights near by; without them at those of each channel solved by itself. G: summed over ``rows`` rows."""
     C, K = mask.shape
     places = np.flatnonzero(mask.ravel())
     parts = _parts(problem, places)
     weight, seen = (np.empty(len(places)) if start is None else start.ravel()[places]), np.empty(len(places))
-    goal = problem.R.ravel()[places] + problem.lam * problem.w0.ravel()[places]
-    inverses: list[Floats] = [np.empty((0, 0))] * C
+    goal, sizes = problem.goal[places], mask.sum(1)
+    inverses: list[npt.NDArray[Any]] = [np.empty((0, 0), G.dtype)] * C
+    batches = alike(sizes)
 
-    def one(c: int) -> None:
-        A = among(problem.G, 0, places[parts[c]] - c * K)
-        A /= problem.rows
-        if start is not None:
-            seen[parts[c]] = A @ weight[parts[c]]
-        A.reshape(-1)[:: len(A) + 1] += problem.lam
-        inverses[c] = inverse(A)
-        if start is None:
-            weight[parts[c]] = w = inverses[c] @ goal[parts[c]]
-            seen[parts[c]] = goal[parts[c]] - problem.lam * w
+    def some(number: int) -> None:
+        batch = batches[number]
+        stack = np.zeros((len(batch), *[sizes[batch[0]]] * 2), G.dtype)
+        matrices = [A[: sizes[c], : sizes[c]] for A, c in zip(stack, batch, strict=True)]
+        for A, c in zip(matrices, batch, strict=True):
+            np.divide(among(G, 0, places[parts[c]] - c * K), rows, out=A)
+            if start is not None:
+                seen[parts[c]] = A @ weight[parts[c]]
+        stack.reshape(len(batch), -1)[:, :: stack.shape[1] + 1] += problem.lam
+        for A, c in zip(inverse(stack), batch, strict=True):
+            inverses[c] = A[: sizes[c], : sizes[c]]
+            if start is None:
+                weight[parts[c]] = w = inverses[c] @ goal[parts[c]].astype(A.dtype)
+                seen[parts[c]] = goal[parts[c]] - problem.lam * w
 
-    shared(pool, threads, one, np.flatnonzero(mask.any(1)), 2.0 * powers(mask.sum(1), 3))
+    shared(pool, threads, some, np.arange(len(batches)), 2.0 * powers(sizes, 3))
     return Settled(places, weight, seen, inverses)
+
+
+def alike(sizes: npt.NDArray[np.intp]) -> list[list[int]]:
+    """Channels of like sizes (C,), the largest first, in batches whose matrices have `STACK` entries together; none that is empty."""
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist()
+    batches: list[list[int]] = []
+    while order:
+        count = max(1, int(STACK // sizes[order[0]] ** 2))
+        batches.append(order[:count])
+        del order[:count]
+    return batches
 
 
 def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, out: npt.NDArray[np.intp]) -> Settled:
@@ -162,7 +168,7 @@ def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled
         fresh = turn @ rows[:, stay]
         inverses[c] = now.inverses[c].take(stay, 0).take(stay, 1) - fresh.T @ fresh
         w = weight[parts[c]]
-        w[stay] -= (turn @ w[out]) @ fresh
+        w[stay] -= (turn @ w[out].astype(turn.dtype)) @ fresh
 
     sizes = np.bincount(now.places // problem.w0.shape[1])
     flops = 2.0 * len(out) / len(now.places) * powers(sizes, 3)
@@ -180,7 +186,7 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
     each, own = (np.repeat(values, sizes) for values in (problem.metric.counts, problem.metric.own))
     U = problem.metric.along.astype(np.float32)
 
-    given, made = np.empty(len(places)), np.empty(len(places))
+    given, made = (np.empty(len(places), now.inverses[0].dtype) for _ in range(2))
     products = [(now.inverses[c], given[part], made[part]) for c, part in enumerate(parts)]
     spreads = np.zeros(C * K, np.float32)
 

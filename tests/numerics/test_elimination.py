@@ -154,6 +154,20 @@ def test_the_inverse_by_halves(n):
     np.testing.assert_allclose(inverse(A), np.linalg.inv(A), rtol=1e-6, atol=1e-7 * np.abs(np.linalg.inv(A)).max())
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [1, 23, 47, 96, 193])
+def test_inverses_of_several_are_those_of_each(n, dtype):
+    x = np.random.default_rng(n).standard_normal((2, 3, 2 * n, n))
+    A = (x.swapaxes(-1, -2) @ x / n).astype(dtype)
+    kept, found = A.copy(), inverse(A)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(A, kept)
+    np.testing.assert_array_equal(found, found.swapaxes(-1, -2))
+    wanted = np.linalg.inv(A.astype(np.float64))
+    # of a condition of a hundred, for hundreds of roundings
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e5 * np.finfo(dtype).eps * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
 def test_the_inverse_is_right_through_many_halves(condition):
     """Five levels: an inverse whose errors each level multiplies by the condition is off by 1e2 and more at 1e4."""
