@@ -7,8 +7,9 @@ NEAR = 4.0  # elimination begins at so many times the last size at most,
 WORTH = 1.2  # and is left out where it cannot begin at so many times it
 FLOPS, BYTES = 1.5e10, 1.5e8  # at most of an elimination: 4 n^3, and 8 n^2 a matrix (it has two), a channel of n weights, all alike
 COARSE = 2.0  # above that, each support is 1/COARSE of the one before
-TOGETHER, STEP = 1.6, 1.1  # channels that are solved together choose from so many times the last size, in steps of 1/STEP
-BEFORE = 5e9  # the elimination before that may take so many flops, in place of FLOPS,
+TOGETHER, STEP = 1.6, 1.1  # channels that are solved together choose from so many times the last size, in steps of 1/STEP,
+COARSER = 1.17  # or of 1/COARSER where an elimination from there takes more flops than BEFORE, or a product with G more than PRODUCT
+BEFORE = 5e9  # the elimination before that, in steps of 1/STEP too, may take so many flops, in place of FLOPS,
 ABOVE, DEAR = 8.0, 4.0  # and magnitude begins at so many times the last size at most; at the second where
 PRODUCT = 5e9  # a product of all weights with G takes more flops than this
 
@@ -56,7 +57,8 @@ def together_of(keep: int, channels: int, inputs: int) -> list[int]:
     """The support sizes of a layer on the way to ``keep`` at which its channels are solved together; ``keep`` alone if too much."""
     size, each = channels * inputs, max(keep, 1) / channels
     reach = min(TOGETHER, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
-    return schedule(keep, size, STEP, reach) if reach >= STEP and keep * STEP < size else [keep]
+    dear = 4.0 * channels * (reach * each) ** 3 > BEFORE or above(channels, inputs) == DEAR
+    return schedule(keep, size, COARSER if dear else STEP, reach) if reach >= STEP and keep * STEP < size else [keep]
 
 
 def fits(counts: npt.NDArray[np.intp]) -> bool:

@@ -251,6 +251,9 @@ def test_channels_without_weights_are_no_harm() -> None:
 
 def test_sizes_at_which_channels_are_solved_together() -> None:
     assert together_of(1000, 10, 1000) == [1600, 1456, 1326, 1207, 1099, 1000]  # the fifth root of 1.6 is 1.099
+    assert together_of(512 * 80, 512, 4608) == [65536, 56032, 47907, 40960]  # the third root is 1.1696: a product with G is dear
+    assert together_of(64 * 260, 64, 576) == [24858, 21745, 19022, 16640]  # 64 inverses of 388 weights take 15 Gflop
+    assert len(together_of(64 * 160, 64, 576)) == 6  # of 256 weights, 4.3 Gflop
     assert together_of(9900, 10, 1000) == [9900]  # nearly everything is kept
     assert together_of(0, 10, 1000) == [0]
     assert together_of(512 * 230, 512, 4608) == [512 * 230]  # too much to be inverted
