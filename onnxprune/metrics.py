@@ -17,7 +17,7 @@ from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import run_session, session_of
 from onnxprune.runtime.stream import Batch
 
-SAMPLES, HALVES = 256, 2
+SAMPLES, HALVES = 128, 2
 """How many samples are enough, and how many batches it takes to tell what is chance."""
 LARGEST = 1 << 28
 """Weights up to which a model is small enough: 1 GiB of float32."""
