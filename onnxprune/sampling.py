@@ -25,8 +25,9 @@ from onnxprune.runtime.several import several
 from onnxprune.runtime.stream import Stream
 from onnxprune.sequential import NOTHING
 
-ROWS = 20_000
-"""Rows sampled a layer, over all batches: more gain nothing (docs/reconstruction.md)."""
+ROWS, AN_INPUT, FLOPS = 20_000, 7, 1.3e10
+"""Rows sampled a layer, over all batches, at most. Where an output has many inputs so many for each are enough (an eighth is held out, and
+from six on `ridges` trusts them), or as many as moments of so many flops take: more gain nothing (docs/reconstruction.md)."""
 HELD = 8
 """One batch in so many is held out, to measure a layer's error on and to choose its ridge by."""
 GRAPHS = {"cpu": False, "cuda": True}
@@ -149,7 +150,9 @@ def sample_rows(
     ):
         join = Join(point.dense_tensor)  # an Add that broadcasts: the layer is asked for its own output alone
     apart = {number for number in range(len(given)) if len(given) > 1 and number % HELD == HELD // 2 % len(given)}
-    places = [_places(shape, batch[join.output], -(-ROWS // len(given)), rng) for batch in wanted]
+    width = tuple(given[0][name].shape())
+    most = rows_of(width[geometry.last_axis(len(width), shape)[-1]] // shape.group * shape.taps)
+    places = [_places(shape, batch[join.output], -(-most // len(given)), rng) for batch in wanted]
 
     def piece(number: int) -> Piece:
         ours, dense, at = given[number], wanted[number][join.output], places[number]
@@ -183,6 +186,11 @@ def sample_rows(
     for _ in several(lambda number: put(number, piece(number)), order[1:], device.at_once):
         pass
     return Rows(x, z, other, sum(len(places[number]) for number in fit)), join
+
+
+def rows_of(inputs: int) -> int:
+    """How many rows are sampled at most where an output has so many inputs."""
+    return min(ROWS, max(AN_INPUT * inputs, int(FLOPS / inputs**2)))
 
 
 def _paired(shape: Geometry, given: Any, made: Any) -> bool:

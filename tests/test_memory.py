@@ -18,7 +18,7 @@ from onnxprune import Options, memory, prune
 from onnxprune.errors import UsageError
 from onnxprune.memory import budget, free, in_bytes
 from onnxprune.options import REPAIRS
-from onnxprune.sampling import ROWS
+from onnxprune.sampling import rows_of
 
 GIB = 1 << 30
 
@@ -238,7 +238,7 @@ def test_a_net_that_does_not_fit_stays_within_the_budget_and_comes_out_the_same(
     peak, told = peak_of(tmp_path, *words, "--memory", "100MB")
     assert told["peak"] > 1e9
     assert told["spilled"] > 1e9
-    rows = 2 * 4 * 256 * 9 * ROWS if repair == "reconstruct" else 0  # of one layer, and again group by group
+    rows = 2 * 4 * 256 * 9 * rows_of(256 * 9) if repair == "reconstruct" else 0  # of one layer, and again group by group
     assert peak <= 1e8 + 2 * (tmp_path / "net.onnx").stat().st_size + 3e8 + rows
     assert names(tmp_path) == {"net.onnx", "x.npy", "r.json", "out.onnx"}
     spilled = (tmp_path / "out.onnx").read_bytes()

@@ -12,7 +12,7 @@ from onnxprune.numerics.gram import Gram
 from onnxprune.runtime import grams
 from onnxprune.runtime.device import Device
 from onnxprune.runtime.session import to_device
-from onnxprune.sampling import Rows, RowsThere
+from onnxprune.sampling import Rows, RowsThere, rows_of
 
 CPU = Device("cpu", threads=1)
 DATA = samples(48)
@@ -123,3 +123,8 @@ def test_reconstruction_by_graphs_is_that_by_blas(monkeypatch, model, data):
     for name, values in one.items():
         np.testing.assert_array_equal(values == 0, two[name] == 0, err_msg=name)
         np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_rows_that_are_enough() -> None:
+    """All where moments are cheap, fewer where they are dear, but never fewer than seven an input as long as there are 20,000."""
+    assert [rows_of(inputs) for inputs in (1, 576, 806, 1152, 2304, 4608)] == [20_000, 20_000, 20_000, 9_795, 16_128, 20_000]
