@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--fine", type=float, default=numerics.FINE, help="1: no elimination")
     parser.add_argument("--ridges", help="0.003,0.01,0.03; left out: as the package chooses")
     parser.add_argument("--rounds", type=int, default=reconstructing.ROUNDS, help="moves of the target to the flat side")
-    parser.add_argument("--rows", type=int, default=sampling.ROWS)
+    parser.add_argument("--rows", type=int, default=sampling.ROWS, help="rows a layer at most (sampling.rows_of)")
     args = parser.parse_args()
     reference.require()
     ridges = tuple(map(float, args.ridges.split(","))) if args.ridges else None

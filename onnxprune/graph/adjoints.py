@@ -35,7 +35,7 @@ def _same(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
 
 def _moving(build: Builder, node: onnx.NodeProto, gradient: str) -> Grads:
     name, rest = node.input[0], list(node.input[1:])
-    if node.op_type == "Pad":  # what is put in is of no place
+    if node.op_type == "Pad":  # the constant, of no use here, would have the type of the input, not of its places
         rest[1:2] = [build.hold(0, np.int64)]
     moved = build.make(node.op_type, build.places(name), *rest, **attributes(node))
     return {name: build.moved_back(gradient, name, moved, 1)}

@@ -93,6 +93,21 @@ def among(G: Floats, g: int, inputs: npt.NDArray[np.intp]) -> Floats:
     return np.asarray(G.reshape(-1).take(((g * K + inputs) * K)[:, None] + inputs))
 
 
+def alike(sizes: npt.NDArray[np.intp], entries: int, *, equal: bool = False) -> list[list[int]]:
+    """Channels of like sizes (C,), the largest first, in batches whose matrices, filled up to the first, have so many entries together.
+
+    ``equal``: no batch has two sizes. Channels of size 0 are in none.
+    """
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist()
+    batches: list[list[int]] = []
+    while order:
+        n = int(sizes[order[0]])
+        count = max(1, entries // (n * n))
+        batches.append([c for c in order[:count] if not equal or sizes[c] == n])
+        del order[: len(batches[-1])]
+    return batches
+
+
 def _matrices(parts: Sequence[slice]) -> list[Floats]:
     """Room for a square matrix for each part, in one array: thousands of small ones from several threads would stay with the process."""
     sizes = [part.stop - part.start for part in parts]

@@ -34,10 +34,9 @@ class Problem:
         along = self.metric.along
         return np.asarray(self.metric.own[:, None] * values + along @ (along.T @ values))
 
-    @cached_property
-    def goal(self) -> Floats:
-        """What each channel by itself asks for, (C * K,): R + lam w0."""
-        return (self.R + self.lam * self.w0).ravel()
+    def goal(self, places: npt.NDArray[np.intp]) -> Floats:
+        """What each channel by itself asks for at places (n,) of (C, K), flat: R + lam w0."""
+        return np.asarray(self.R.ravel()[places] + self.lam * self.w0.ravel()[places])
 
     @cached_property
     def asked(self) -> npt.NDArray[np.float32]:

@@ -38,7 +38,7 @@ def sizes_of(
     when that is less than `WORTH` times, there is none.
     """
     size, each = channels * inputs, max(keep, 1) / channels
-    reach = min(NEAR, start, (flops / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
+    reach = _reach(min(NEAR, start), each, channels, flops)
     if fine <= 1 or keep in (0, size) or min(reach * keep, size) < min(WORTH * keep, size):
         return schedule(keep, size, factor, start), []
     begin = min(size, round(reach * keep))
@@ -50,14 +50,24 @@ def sizes_of(
 
 def above(channels: int, inputs: int) -> float:
     """At how many times the last size magnitude begins at most, in a layer whose channels are solved together."""
-    return DEAR if 2.0 * channels * inputs**2 > PRODUCT else ABOVE
+    return DEAR if _dear(channels, inputs) else ABOVE
+
+
+def _dear(channels: int, inputs: int) -> bool:
+    """True where a product of all weights with G takes more than `PRODUCT`."""
+    return 2.0 * channels * inputs**2 > PRODUCT
+
+
+def _reach(most: float, each: float, channels: int, flops: float) -> float:
+    """From how many times ``each`` weights a channel on, ``most`` at most, elimination takes no more than ``flops`` and `BYTES`."""
+    return min(most, float((flops / (4 * channels)) ** (1 / 3) / each), float((BYTES / (8 * channels)) ** 0.5 / each))
 
 
 def together_of(keep: int, channels: int, inputs: int) -> list[int]:
     """The support sizes of a layer on the way to ``keep`` at which its channels are solved together; ``keep`` alone if too much."""
     size, each = channels * inputs, max(keep, 1) / channels
-    reach = min(TOGETHER, (FLOPS / (4 * channels)) ** (1 / 3) / each, (BYTES / (8 * channels)) ** 0.5 / each)
-    dear = 4.0 * channels * (reach * each) ** 3 > BEFORE or above(channels, inputs) == DEAR
+    reach = _reach(TOGETHER, each, channels, FLOPS)
+    dear = 4.0 * channels * (reach * each) ** 3 > BEFORE or _dear(channels, inputs)
     return schedule(keep, size, COARSER if dear else STEP, reach) if reach >= STEP and keep * STEP < size else [keep]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import Singles, solve_iterative
-from onnxprune.numerics.elimination import Bools, Floats, eliminate
+from onnxprune.numerics.elimination import Bools, Floats, alike, eliminate
 from onnxprune.numerics.threads import mapped, one_each, powers
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
@@ -89,14 +89,7 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     group = np.arange(C) // (C // len(G))
     weight = np.zeros((C, K))
     sizes = mask.sum(1)
-    order = np.flatnonzero((sizes > 0) & (sizes < K))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    batches: list[npt.NDArray[np.intp]] = []
-    while len(order):  # the largest first, with as many more as fit: of the same size
-        n = int(sizes[order[0]])
-        count = min(int((sizes[order] == n).sum()), max(1, CHUNK // (n * n)))
-        batches.append(order[:count])
-        order = order[count:]
+    batches = [np.array(batch) for batch in alike(np.where(sizes < K, sizes, 0), CHUNK, equal=True)]
 
     def fill_whole(g: int) -> None:
         whole = (sizes == K) & (group == g)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import descended
-from onnxprune.numerics.elimination import Bools, Floats, among, inverse, inverse_factor, least
+from onnxprune.numerics.elimination import Bools, Floats, alike, among, inverse, inverse_factor, least
 from onnxprune.numerics.problem import Problem
 from onnxprune.numerics.supports import fits
 from onnxprune.numerics.threads import one_each, powers, product, shared
@@ -99,8 +99,8 @@ def _thinned(
             now = _settle(problem, pool, threads, now, BETWEEN)
             gain = np.bincount(now.places // K, (2.0 * goal[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
-        goal, parts = problem.goal[now.places].astype(G.dtype), _parts(problem, now.places)
-        alone = np.concatenate([inverse @ goal[part] for inverse, part in zip(now.inverses, parts, strict=True)])
+        wanted, parts = problem.goal(now.places).astype(G.dtype), _parts(problem, now.places)
+        alone = np.concatenate([inverse @ wanted[part] for inverse, part in zip(now.inverses, parts, strict=True)])
     kept, solved, apart = np.zeros(C * K, np.bool_), np.zeros(C * K), np.zeros(C * K)
     kept[now.places], solved[now.places], apart[now.places] = True, now.weight, alone
     return kept.reshape(C, K), solved.reshape(C, K), apart.reshape(C, K), explained
@@ -120,9 +120,9 @@ def _begin(
     places = np.flatnonzero(mask.ravel())
     parts = _parts(problem, places)
     weight, seen = (np.empty(len(places)) if start is None else start.ravel()[places]), np.empty(len(places))
-    goal, sizes = problem.goal[places], mask.sum(1)
+    sizes, goal = mask.sum(1), problem.goal(places) if start is None else None
     inverses: list[npt.NDArray[Any]] = [np.empty((0, 0), G.dtype)] * C
-    batches = alike(sizes)
+    batches = alike(sizes, STACK)
 
     def some(number: int) -> None:
         batch = batches[number]
@@ -135,23 +135,12 @@ def _begin(
         stack.reshape(len(batch), -1)[:, :: stack.shape[1] + 1] += problem.lam
         for A, c in zip(inverse(stack), batch, strict=True):
             inverses[c] = A[: sizes[c], : sizes[c]]
-            if start is None:
+            if goal is not None:
                 weight[parts[c]] = w = inverses[c] @ goal[parts[c]].astype(A.dtype)
                 seen[parts[c]] = goal[parts[c]] - problem.lam * w
 
     shared(pool, threads, some, np.arange(len(batches)), 2.0 * powers(sizes, 3))
     return Settled(places, weight, seen, inverses)
-
-
-def alike(sizes: npt.NDArray[np.intp]) -> list[list[int]]:
-    """Channels of like sizes (C,), the largest first, in batches whose matrices have `STACK` entries together; none that is empty."""
-    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist()
-    batches: list[list[int]] = []
-    while order:
-        count = max(1, int(STACK // sizes[order[0]] ** 2))
-        batches.append(order[:count])
-        del order[:count]
-    return batches
 
 
 def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, out: npt.NDArray[np.intp]) -> Settled:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 import onnxprune.numerics.reconstruct as reconstruction
 from onnxprune.numerics import elimination, supports, together
-from onnxprune.numerics.elimination import eliminate
+from onnxprune.numerics.elimination import alike, eliminate
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.metric import Metric
 from onnxprune.numerics.problem import Problem, problem_of
 from onnxprune.numerics.reconstruct import reconstruct, refit
 from onnxprune.numerics.supports import BEFORE, above, fits, schedule, sizes_of, together_of
-from onnxprune.numerics.together import alike, solve_together, thin_together
+from onnxprune.numerics.together import solve_together, thin_together
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -275,11 +275,11 @@ def test_elimination_before_that_is_short() -> None:
     assert sizes_of(64 * 20, 64, 576, 4.0, 2.0, 1.1, BEFORE) == sizes_of(64 * 20, 64, 576, 4.0, 2.0, 1.1)
 
 
-def test_matrices_of_like_size_are_inverted_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_of_like_size_are_inverted_in_one_go() -> None:
     """The largest first, as many as have so many entries once filled up; a channel without weights is in none."""
-    monkeypatch.setattr(together, "STACK", 32)
-    assert alike(np.array([3, 0, 4, 2, 9, 4])) == [[4], [2, 5], [0, 3]]
-    assert alike(np.zeros(3, np.intp)) == []
+    assert alike(np.array([3, 0, 4, 2, 9, 4]), 32) == [[4], [2, 5], [0, 3]]
+    assert alike(np.array([3, 0, 4, 2, 9, 4]), 48, equal=True) == [[4], [2, 5], [0], [3]]
+    assert alike(np.zeros(3, np.intp), 32) == []
 
 
 @pytest.mark.parametrize("entries", [1, 40_000])
