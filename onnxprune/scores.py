@@ -54,7 +54,7 @@ def factor_of(weight: NDArray[np.float64], fit: Gram, held: Gram, x: NDArray[np.
     power, wanted = float(held.power(weight).sum()), float(held.yy.sum())
     if not 0 < power < wanted:
         return 1.0
-    with one_each() as (pool, _):
-        swing = product(pool, (x - fit.x_mean[0])[None], weight.T[None])[0]
+    with one_each() as threads:
+        swing = product(threads, (x - fit.x_mean[0])[None], weight.T[None])[0]
     factors = np.linspace(1.0, np.sqrt(wanted / power), STEPS)
     return float(min(factors, key=lambda factor: divergence(z, fit.y_mean + factor * swing)))

@@ -52,7 +52,7 @@ def eliminate(
         A /= rows
         A.reshape(-1)[:: len(inputs) + 1] += lam[g]
         starts[c][:] = A = inverse(A)
-        weights[c][:] = A @ goal[parts[c]]
+        np.dot(A, goal[parts[c]], out=weights[c])
         spreads[c][:] = np.diagonal(A)
 
     def drop(c: int) -> None:
@@ -65,12 +65,12 @@ def eliminate(
             across -= F[:done, now].T @ F[:done]
         turn = inverse_factor(across[:, now])
         fresh = np.matmul(turn, across, out=F[done:end])
-        w -= (turn @ w[now]) @ fresh
+        w -= np.dot(np.dot(turn, w[now]), fresh)
         spreads[c] -= np.einsum("bn,bn->n", fresh, fresh)
 
     trail = []
-    with one_each() as (pool, threads):
-        shared(pool, threads, begin, np.arange(C), 2.0 * powers(np.diff(bounds), 3))
+    with one_each() as threads:
+        shared(threads, begin, range(C), 2.0 * powers(np.diff(bounds), 3))
         for size in sizes:
             there = np.flatnonzero(~gone)
             if len(there) > size:
@@ -79,7 +79,7 @@ def eliminate(
                 ends = np.searchsorted(out, bounds)
                 edges = ends.tolist()
                 gone[out] = True
-                shared(pool, threads, drop, np.flatnonzero(np.diff(ends)), 2.0 * len(out) * len(places) / C * float(gone.sum()) / C)
+                shared(threads, drop, np.flatnonzero(np.diff(ends)).tolist(), 2.0 * len(out) * len(places) / C * float(gone.sum()) / C)
                 weight[gone] = 0.0  # rounding is left in those that went before
             trail.append(weight.copy())
     kept, solved = np.zeros(C * K, np.bool_), np.zeros(C * K)
@@ -93,18 +93,18 @@ def among(G: Floats, g: int, inputs: npt.NDArray[np.intp]) -> Floats:
     return np.asarray(G.reshape(-1).take(((g * K + inputs) * K)[:, None] + inputs))
 
 
-def alike(sizes: npt.NDArray[np.intp], entries: int, *, equal: bool = False) -> list[list[int]]:
+def alike(sizes: npt.NDArray[np.intp], entries: int) -> list[list[int]]:
     """Channels of like sizes (C,), the largest first, in batches whose matrices, filled up to the first, have so many entries together.
 
-    ``equal``: no batch has two sizes. Channels of size 0 are in none.
+    Those of size 0 are in none.
     """
     order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist()
     batches: list[list[int]] = []
     while order:
         n = int(sizes[order[0]])
         count = max(1, entries // (n * n))
-        batches.append([c for c in order[:count] if not equal or sizes[c] == n])
-        del order[: len(batches[-1])]
+        batches.append(order[:count])
+        del order[:count]
     return batches
 
 

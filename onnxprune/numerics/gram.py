@@ -1,15 +1,16 @@
 """Centred second moments of a layer's inputs and outputs, summed over rows: all that least squares needs to know of them."""
 
+import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.elimination import Floats, among
-from onnxprune.numerics.threads import mapped, one_each, powers, product, side_by_side
+from onnxprune.numerics.elimination import Floats
+from onnxprune.numerics.stacks import gathered, slots_of
+from onnxprune.numerics.threads import Threads, one_each, powers, product, shared, side_by_side
 
 ROWS = 4096  # rows of one float32 product; the sums over products are float64
 SIDE, FEW = 128, 16  # columns of such a product that one thread makes; of small ones, so many groups
@@ -49,17 +50,14 @@ class Gram:
         xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
         middle, level = x_mean.astype(x.dtype), y_mean.astype(y.dtype)
         apart = np.empty((min(ROWS, rows), width), x.dtype)  # used again: new pages take as long as the differences
-        with one_each() as (pool, _):
+        with one_each() as threads:
             for at in range(0, rows, ROWS):
                 a, b = apart[: rows - at], y[at : at + ROWS] - level
-                centred(pool, x[at : at + ROWS], middle, a)
+                centred(threads, x[at : at + ROWS], middle, a)
                 with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
                     yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
-                add_products(pool, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
-        for first in range(0, K, SIDE):  # below the diagonal as above it
-            beside = xx[:, first : first + SIDE, first:]
-            beside[:, :, :SIDE] = np.triu(beside[:, :, :SIDE]) + np.triu(beside[:, :, :SIDE], 1).transpose(0, 2, 1)
-            xx[:, first + SIDE :, first : first + SIDE] = beside[:, :, SIDE:].transpose(0, 2, 1)
+                add_products(threads, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
+            shared(threads, functools.partial(_mirror, xx), range(0, K, SIDE), float(xx.size))
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
 
     @property
@@ -85,9 +83,8 @@ class Gram:
             np.add(self.xx[g, rows], other.xx[g, rows], out=xx[g, rows])
             xx[g, rows] += (between * dx[g, rows, None]) * dx[g]
 
-        with one_each() as (pool, _):
-            for _ in mapped(pool, add, itertools.product(range(len(xx)), range(0, xx.shape[1], SIDE)), 4.0 * xx.size):
-                pass
+        with one_each() as threads:
+            shared(threads, add, list(itertools.product(range(len(xx)), range(0, xx.shape[1], SIDE))), 4.0 * xx.size)
         xy = np.add(self.xy, other.xy, out=self.xy if overwrite else None)
         xy += between * dx[:, :, None] * dy.reshape(len(dx), 1, -1)
         yy = self.yy + other.yy + between * dy**2
@@ -103,16 +100,21 @@ class Gram:
         g, K = self.x_mean.shape
         w = weight.reshape(g, -1, K)
         if np.count_nonzero(w) > SPARSE * w.size:
-            with one_each() as (pool, _):
-                return np.asarray(np.einsum("gck,gck->gc", product(pool, w, self.xx), w).ravel())
+            with one_each() as threads:
+                return np.asarray(np.einsum("gck,gck->gc", product(threads, w, self.xx), w).ravel())
+        places = np.flatnonzero(weight)
+        values, inputs, channels = np.append(weight.ravel()[places], 0.0), np.append(places % K, 0), np.append(places // K, 0)
+        lines = channels // w.shape[1] * K + inputs
+        slots = slots_of(np.searchsorted(places, np.arange(len(weight) + 1) * K))
         made = np.zeros(len(weight))
 
-        def gather(c: int) -> None:
-            inputs = np.flatnonzero(weight[c])
-            row = weight[c, inputs]
-            made[c] = row @ among(self.xx, c // w.shape[1], inputs) @ row
+        def gather(number: int) -> None:
+            here = slots[number]
+            rows = values[here]
+            images = gathered(self.xx, lines[here], inputs[here]) @ rows[:, :, None]
+            made[channels[here[:, 0]]] = np.einsum("bn,bn->b", rows, images[:, :, 0])
 
-        side_by_side(gather, np.arange(len(weight)), GATHERED * powers(np.count_nonzero(weight, axis=1), 2))
+        side_by_side(gather, range(len(slots)), GATHERED * powers(np.count_nonzero(weight, axis=1), 2))
         return made
 
     def error(self, weight: Floats, shift: Floats, importance: Floats | None = None, power: Floats | None = None) -> float:
@@ -128,7 +130,7 @@ class Gram:
         return left / total if total > 0 else (0.0 if left == 0 else np.inf)
 
 
-def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+def add_products(threads: Threads, xx: Floats, xy: Floats, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
     """Add x x' and x y' of rows to sums of them: a (R, g, K), b (R, g, n); xx (g, K, K), on and above its diagonal, and xy (g, K, n).
 
     In a block of `one_each`.
@@ -148,18 +150,23 @@ def add_products(pool: ThreadPoolExecutor, xx: Floats, xy: Floats, a: npt.NDArra
             xx[some, rows, rows.start :] += turned @ left[some, :, rows.start :]
             xy[some, rows] += turned @ right[some]
 
-    for _ in mapped(pool, block, parts, float(a.shape[0] * groups * K * (K + xy.shape[2]))):
-        pass
+    shared(threads, block, parts, float(a.shape[0] * groups * K * (K + xy.shape[2])))
 
 
-def centred(pool: ThreadPoolExecutor, x: npt.NDArray[Any], middle: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+def _mirror(xx: Floats, first: int) -> None:
+    """Make `SIDE` columns of each matrix (g, K, K) from ``first`` on below the diagonal what rows are above it."""
+    beside = xx[:, first : first + SIDE, first:]
+    beside[:, :, :SIDE] = np.triu(beside[:, :, :SIDE]) + np.triu(beside[:, :, :SIDE], 1).transpose(0, 2, 1)
+    xx[:, first + SIDE :, first : first + SIDE] = beside[:, :, SIDE:].transpose(0, 2, 1)
+
+
+def centred(threads: Threads, x: npt.NDArray[Any], middle: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
     """x - middle for rows x (R, n), into ``out``. In a block of `one_each`."""
 
     def part(at: int) -> None:
         np.subtract(x[at : at + SIDE], middle, out=out[at : at + SIDE])
 
-    for _ in mapped(pool, part, range(0, len(x), SIDE), float(x.size)):
-        pass
+    shared(threads, part, range(0, len(x), SIDE), float(x.size))
 
 
 def ridge_of(gram: Gram, ridge: float) -> Floats:

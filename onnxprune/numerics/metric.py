@@ -90,9 +90,9 @@ def directions(moments: Floats, rank: int) -> Floats:
     By Nystroem's method from a random start, the same at every call (Halko, Martinsson, Tropp 2011, arXiv 0909.4061).
     """
     start = np.random.default_rng(0).normal(size=(len(moments), min(rank, len(moments))))
-    with one_each() as (pool, _):
-        basis, _ = np.linalg.qr(product(pool, moments[None], product(pool, moments[None], start[None]))[0])
-        across = product(pool, moments[None], basis[None])[0]
+    with one_each() as threads:
+        basis, _ = np.linalg.qr(product(threads, moments[None], product(threads, moments[None], start[None]))[0])
+        across = product(threads, moments[None], basis[None])[0]
         values, vectors = np.linalg.eigh(basis.T @ across)
         there = values > SMALL * max(values.max(), 0.0)
         return np.asarray(across @ (vectors[:, there] / np.sqrt(values[there])))

@@ -54,7 +54,7 @@ class Products:
         mean = self.sums / self.count
         with np.errstate(over="ignore", invalid="ignore"):  # sums that overflowed stay infinite or NaN, and are seen later
             about = self.products - np.outer(self.sums, mean)
-            with one_each() as (pool, _):
-                spread = np.einsum("ck,ck->c", product(pool, factors[None], about[None])[0], factors)
+            with one_each() as threads:
+                spread = np.einsum("ck,ck->c", product(threads, factors[None], about[None])[0], factors)
             most = np.einsum("ck,k->c", np.abs(factors), np.sqrt(np.diag(self.products))) ** 2  # of sum y^2
             return Moments(self.count, np.einsum("ck,k->c", factors, mean) + bias, np.where(spread <= ROUNDING * most, 0.0, spread))

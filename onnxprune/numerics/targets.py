@@ -48,8 +48,8 @@ def moved(gram: Gram, x: Rows, z: Rows, other: Rows, weight: Floats, low: float,
         squares = np.einsum("rc,rc->c", target, target, dtype=np.float64)
         return _cross(x[rows], target, groups), target.sum(0, dtype=np.float64), squares
 
-    with one_each() as (pool, _):
-        for cross, sums, squares in mapped(pool, part, range(count), 4.0 * x.shape[0] * weight.size):
+    with one_each() as threads:
+        for cross, sums, squares in mapped(threads, part, range(count), 4.0 * x.shape[0] * weight.size):
             xy += cross
             moves += sums
             power += squares

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import Singles, solve_iterative
-from onnxprune.numerics.elimination import Bools, Floats, alike, eliminate
-from onnxprune.numerics.threads import mapped, one_each, powers
+from onnxprune.numerics.elimination import Bools, Floats, eliminate
+from onnxprune.numerics.stacks import gathered, slots_of
+from onnxprune.numerics.threads import one_each, powers, shared
 
 SAMPLE, MARGIN = 1 << 14, 2  # values of a sample, and how far its bracket reaches to both sides, in roots of that: four deviations and more
-CHUNK = 1 << 18  # elements gathered at once by a thread of the exact solver: 2 MB, the size of a cache
+SLICE = 256  # rows of matrices that a thread brings into float32 at a time
 ROUGH = (4, 1e-2)  # iterations at most and tolerance of conjugate gradients that decide what to drop: more of them choose no better
 FINE = (80, 1e-3)  # and of those that give the final weights (docs/reconstruction.md has what others give)
 SLOWER = 5.0  # seconds a flop of float64 LAPACK on a gathered support over those of a large float32 product
@@ -89,7 +90,9 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     group = np.arange(C) // (C // len(G))
     weight = np.zeros((C, K))
     sizes = mask.sum(1)
-    batches = [np.array(batch) for batch in alike(np.where(sizes < K, sizes, 0), CHUNK, equal=True)]
+    places = np.flatnonzero(mask & (sizes < K)[:, None])  # of those that do not keep everything
+    inputs, wanted, solved = np.append(places % K, 0), np.append(rhs.ravel()[places], 0.0), np.zeros(len(places) + 1)
+    lines = np.append(group[places // K] * K, 0) + inputs
 
     def fill_whole(g: int) -> None:
         whole = (sizes == K) & (group == g)
@@ -97,22 +100,18 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
         A.reshape(-1)[:: K + 1] += lam[g]
         weight[whole] = np.linalg.solve(A, rhs[whole].T).T
 
-    def fill(batch: npt.NDArray[np.intp]) -> None:
-        n = int(sizes[batch[0]])
-        index = np.nonzero(mask[batch])[1].reshape(-1, n)
-        line = group[batch][:, None] * K + index
-        A = G.reshape(-1).take((line * K)[:, :, None] + index[:, None, :])
+    def fill(slots: npt.NDArray[np.intp]) -> None:
+        A = gathered(G, lines[slots], inputs[slots], slots < len(places))
         A /= rows
-        A.reshape(len(batch), -1)[:, :: n + 1] += lam[group[batch]][:, None]
-        weight[batch[:, None], index] = np.linalg.solve(A, rhs[batch[:, None], index][:, :, None])[:, :, 0]
+        A.reshape(len(A), -1)[:, :: A.shape[1] + 1] += lam[lines[slots[:, :1]] // K]
+        solved[slots] = np.linalg.solve(A, wanted[slots][:, :, None])[:, :, 0]
 
     # OpenBLAS shares out factorisations from 200 rows on, and its threads wait by spinning: beside our own threads, or on a busy
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
-    with one_each() as (pool, _):
-        for _ in mapped(pool, fill_whole, np.unique(group[sizes == K]), float((sizes == K).any()) * K**3):
-            pass
-        for _ in mapped(pool, fill, batches, powers(sizes[sizes < K], 3)):
-            pass
+    with one_each() as threads:
+        shared(threads, fill_whole, np.unique(group[sizes == K]).tolist(), float((sizes == K).any()) * K**3)
+        shared(threads, fill, slots_of(np.searchsorted(places, np.arange(C + 1) * K)), powers(sizes[sizes < K], 3))
+    weight.ravel()[places] = solved[:-1]
     return weight
 
 
@@ -141,8 +140,16 @@ def solve(
 
 
 def single(G: Floats, rows: int) -> Singles:
-    """G over the rows, float32."""
-    return np.divide(G, rows, out=np.empty(G.shape, np.float32), casting="same_kind")
+    """G (..., K, K) over the rows, float32."""
+    made = np.empty(G.shape, np.float32)
+    before, after = G.reshape(-1, G.shape[-1]), made.reshape(-1, G.shape[-1])
+
+    def part(at: int) -> None:
+        np.divide(before[at : at + SLICE], rows, out=after[at : at + SLICE], casting="same_kind")
+
+    with one_each() as threads:
+        shared(threads, part, range(0, len(before), SLICE), float(G.size))
+    return made
 
 
 def right_side(R: Floats, lam: Floats, w0: Floats) -> tuple[Floats, Floats]:

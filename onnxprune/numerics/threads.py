@@ -2,14 +2,18 @@
 
 Each task is computed by one thread of BLAS, and what the tasks are does not depend on how many threads there are: so the results do not
 either. Those of BLAS do: its kernels sum what lies at the edges of a thread's share in another way (OpenBLAS on CPUs without AVX-512).
+
+NumPy keeps Python's lock in matmul and in what solves equations while they give no more than 500 numbers, so that a thread that multiplies
+a large matrix by a vector with @ holds up the others. np.dot never does.
 """
 
 import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,9 +30,29 @@ TASKS, FEWEST, MOST, LEAST = 16, 64, 512, 1 << 18
 multiplications than `LEAST`."""
 
 
-def mapped(pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item], flops: float) -> Iterator[Made]:
+@dataclass(frozen=True)
+class Threads:
+    """As many threads as compute, ``count``, and the pool that they are in."""
+
+    pool: ThreadPoolExecutor
+    count: int
+
+
+def mapped(threads: Threads, work: Callable[[Item], Made], items: Iterable[Item], flops: float) -> Iterator[Made]:
     """The work for every item, in their order; by the caller where all of it is less than `ALONE`."""
-    return map(work, items) if flops < ALONE else pool.map(work, items)
+    return map(work, items) if flops < ALONE else threads.pool.map(work, items)
+
+
+def shared(threads: Threads, work: Callable[[Item], None], items: Sequence[Item], flops: float) -> None:
+    """Do the work for every item, about so many flops in all: each thread takes the next one when it is done with one."""
+    turns = iter(items)
+
+    def run(_: int) -> None:
+        for item in turns:
+            work(item)
+
+    for _ in mapped(threads, run, range(threads.count), flops):
+        pass
 
 
 def powers(counts: npt.NDArray[np.intp], power: int) -> float:
@@ -36,33 +60,21 @@ def powers(counts: npt.NDArray[np.intp], power: int) -> float:
     return float((counts.astype(np.float64) ** power).sum())
 
 
-def shared(pool: ThreadPoolExecutor, threads: int, work: Callable[[int], None], channels: npt.NDArray[np.intp], flops: float) -> None:
-    """Do the work for every channel, about so many flops in all: each thread takes the next channel when it is done with one."""
-    turns = iter(channels.tolist())
-
-    def run(_: int) -> None:
-        for c in turns:
-            work(c)
-
-    for _ in mapped(pool, run, range(threads), flops):
-        pass
-
-
 @contextlib.contextmanager
-def one_each() -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """A pool of as many threads as compute, and their number; BLAS has one in each while the block runs."""
-    threads = cores()
-    with ThreadPoolExecutor(threads) as pool, _blas().limit(limits=1, user_api="blas"):
-        yield pool, threads
+def one_each() -> Iterator[Threads]:
+    """As many threads as compute; BLAS has one in each while the block runs."""
+    count = cores()
+    with ThreadPoolExecutor(count) as pool, _blas().limit(limits=1, user_api="blas"):
+        yield Threads(pool, count)
 
 
-def side_by_side(work: Callable[[int], None], channels: npt.NDArray[np.intp], flops: float) -> None:
+def side_by_side(work: Callable[[Item], None], items: Sequence[Item], flops: float) -> None:
     """`shared` in threads of its own, beside which BLAS has none: these would wait by spinning."""
-    with one_each() as (pool, threads):
-        shared(pool, threads, work, channels, flops)
+    with one_each() as threads:
+        shared(threads, work, items, flops)
 
 
-def product(pool: ThreadPoolExecutor, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def product(threads: Threads, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """left @ right for (g, n, K) and (g, K, m) of one float dtype, in a block of `one_each`."""
     groups, rows, width = left.shape
     if rows * width * right.shape[2] < LEAST:  # a task takes as long as what it computes
@@ -74,8 +86,8 @@ def product(pool: ThreadPoolExecutor, left: npt.NDArray[Any], right: npt.NDArray
         g, at = part
         np.matmul(left[g, at : at + high], right[g], out=made[g, at : at + high])
 
-    for _ in mapped(pool, block, itertools.product(range(groups), range(0, rows, high)), 2.0 * groups * rows * width * right.shape[2]):
-        pass
+    parts = list(itertools.product(range(groups), range(0, rows, high)))
+    shared(threads, block, parts, 2.0 * groups * rows * width * right.shape[2])
     return made
 
 

@@ -14,9 +14,7 @@ What all channels share takes 2 r K^2 flops an iteration, r the directions in U,
 """
 
 import contextlib
-import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import descended
-from onnxprune.numerics.elimination import Bools, Floats, alike, among, inverse, inverse_factor, least
+from onnxprune.numerics.elimination import Bools, Floats, inverse, least
 from onnxprune.numerics.problem import Problem
+from onnxprune.numerics.stacks import Stack, gathered, slots_of, without
 from onnxprune.numerics.supports import fits
-from onnxprune.numerics.threads import one_each, powers, product, shared
+from onnxprune.numerics.threads import Threads, one_each, powers, product, shared
 
 BETWEEN, LAST = 3, 8
 """Iterations while supports are chosen, and for the weights: few, for what directions of little effect ask for fits the samples."""
-STACK = 1 << 19
-"""Entries of the matrices that are inverted in one go, filled up to the largest: of fewer each call does too little."""
 PLAIN = 8
 """Iterations where the channels' own matrices are too large to be inverted, and their diagonals stand for them."""
 
@@ -41,30 +38,42 @@ PLAIN = 8
 class Settled:
     """What is known of weights on a support that were solved together, all in the order of their places (n,) in (C, K), flat.
 
-    weight (n,) float64; seen (n,): G_SS w, G being the mean; inverses: (n_c, n_c) of G_SS + lam I for each channel, float32 while
-    supports are chosen, else float64. With another right side, the same G and the same ridge, a solve begins here.
+    weight (n,) float64; seen (n,): G_SS w, G being the mean; stacks: the inverses of each channel's G_SS + lam I, float32, or float64
+    where that is not enough. With another right side, the same G and the same ridge, a solve begins here.
     """
 
     places: npt.NDArray[np.intp]
     weight: Floats
     seen: Floats
-    inverses: list[npt.NDArray[Any]]
+    stacks: list[Stack]
+
+    def power(self, shape: tuple[int, int]) -> Floats:
+        """The mean of (w x)^2 for each channel (C,) of weights (C, K), x being centred."""
+        return np.bincount(self.places // shape[1], self.weight * self.seen, shape[0]).astype(np.float64)
 
 
 def solve_together(problem: Problem, mask: Bools, start: Floats, settled: Settled | None = None) -> tuple[Floats, Settled | None]:
     """The weights (C, K) float64 on a support (C, K) bool, and what the next solve on it can begin with.
 
     start: (C, K) float64, weights near by. settled: of the same support, G and ridge, in place of them. It is None where the channels'
-    matrices are too large to be inverted.
+    matrices are too large to be inverted. These are inverted in float32, which the weights are written in too; where that is not
+    enough, in float64.
     """
     if settled is None and not fits(mask.sum(1)):
         return _plain(problem, mask, start), None
-    with one_each() as (pool, threads):
-        settled = settled or _begin(problem, pool, threads, mask, start, problem.G, problem.rows)
-        settled = _settle(problem, pool, threads, settled, LAST)
+
+    def solved(G: npt.NDArray[Any], rows: int, settled: Settled | None) -> Settled:
+        with one_each() as threads:
+            return _settle(problem, threads, settled or _begin(problem, threads, mask, start, G, rows), LAST)
+
+    found = None
+    with np.errstate(over="ignore", invalid="ignore"), contextlib.suppress(np.linalg.LinAlgError):
+        found = solved(problem.single, 1, settled)
+    if found is None or not np.isfinite(found.weight).all():
+        found = solved(problem.G, problem.rows, None)
     weight = np.zeros(mask.size)
-    weight[settled.places] = settled.weight
-    return weight.reshape(mask.shape), settled
+    weight[found.places] = found.weight
+    return weight.reshape(mask.shape), found
 
 
 def thin_together(problem: Problem, mask: Bools, sizes: Sequence[int]) -> tuple[Bools, Floats, Floats, list[Floats]]:
@@ -89,114 +98,95 @@ def _thinned(
     each, goal = np.repeat(problem.metric.counts, K), problem.R.ravel()
     varies = np.tile(np.diag(problem.G) > 0, C)
     explained: list[Floats] = []
-    with one_each() as (pool, threads):
-        now = _begin(problem, pool, threads, mask, None, G, rows)
+    with one_each() as threads:
+        now = _begin(problem, threads, mask, None, G, rows)
         for size in (len(now.places), *sizes):
             if len(now.places) > size:
-                spread = np.concatenate([np.diagonal(part) for part in now.inverses])
-                loss = each[now.places] * now.weight**2 / spread * varies[now.places]
-                now = _left(problem, pool, threads, now, least(loss, len(now.places) - size))
-            now = _settle(problem, pool, threads, now, BETWEEN)
+                spread = np.empty(len(now.places) + 1)
+                for stack in now.stacks:
+                    stack.diagonals(spread)
+                loss = each[now.places] * now.weight**2 / spread[:-1] * varies[now.places]
+                now = _left(problem, threads, now, least(loss, len(now.places) - size))
+            now = _settle(problem, threads, now, BETWEEN)
             gain = np.bincount(now.places // K, (2.0 * goal[now.places] - now.seen) * now.weight, C)
             explained.append(gain.astype(np.float64))
-        wanted, parts = problem.goal(now.places).astype(G.dtype), _parts(problem, now.places)
-        alone = np.concatenate([inverse @ wanted[part] for inverse, part in zip(now.inverses, parts, strict=True)])
+        alone = _times(threads, now.stacks, problem.goal(now.places))
     kept, solved, apart = np.zeros(C * K, np.bool_), np.zeros(C * K), np.zeros(C * K)
     kept[now.places], solved[now.places], apart[now.places] = True, now.weight, alone
     return kept.reshape(C, K), solved.reshape(C, K), apart.reshape(C, K), explained
 
 
-def _parts(problem: Problem, places: npt.NDArray[np.intp]) -> list[slice]:
-    """Where each channel's weights are among the places."""
-    C, K = problem.w0.shape
-    return [slice(*pair) for pair in itertools.pairwise(np.searchsorted(places, np.arange(C + 1) * K).tolist())]
-
-
-def _begin(
-    problem: Problem, pool: ThreadPoolExecutor, threads: int, mask: Bools, start: Floats | None, G: npt.NDArray[Any], rows: int
-) -> Settled:
+def _begin(problem: Problem, threads: Threads, mask: Bools, start: Floats | None, G: npt.NDArray[Any], rows: int) -> Settled:
     """What is known at weights near by; without them at those of each channel solved by itself. G: summed over ``rows`` rows."""
     C, K = mask.shape
     places = np.flatnonzero(mask.ravel())
-    parts = _parts(problem, places)
-    weight, seen = (np.empty(len(places)) if start is None else start.ravel()[places]), np.empty(len(places))
-    sizes, goal = mask.sum(1), problem.goal(places) if start is None else None
-    inverses: list[npt.NDArray[Any]] = [np.empty((0, 0), G.dtype)] * C
-    batches = alike(sizes, STACK)
+    slots = slots_of(np.searchsorted(places, np.arange(C + 1) * K))
+    columns, goal = np.append(places % K, 0), np.append(problem.goal(places), 0.0)
+    weight, seen = np.zeros(len(goal)) if start is None else np.append(start.ravel()[places], 0.0), np.zeros(len(goal))
+    stacks: dict[int, Stack] = {}
 
     def some(number: int) -> None:
-        batch = batches[number]
-        stack = np.zeros((len(batch), *[sizes[batch[0]]] * 2), G.dtype)
-        matrices = [A[: sizes[c], : sizes[c]] for A, c in zip(stack, batch, strict=True)]
-        for A, c in zip(matrices, batch, strict=True):
-            np.divide(among(G, 0, places[parts[c]] - c * K), rows, out=A)
-            if start is not None:
-                seen[parts[c]] = A @ weight[parts[c]]
-        stack.reshape(len(batch), -1)[:, :: stack.shape[1] + 1] += problem.lam
-        for A, c in zip(inverse(stack), batch, strict=True):
-            inverses[c] = A[: sizes[c], : sizes[c]]
-            if goal is not None:
-                weight[parts[c]] = w = inverses[c] @ goal[parts[c]].astype(A.dtype)
-                seen[parts[c]] = goal[parts[c]] - problem.lam * w
+        here = slots[number]
+        inputs = columns[here]
+        A = gathered(G, inputs, inputs, here < len(places))
+        A /= rows
+        if start is not None:
+            Stack(A, here).times(weight, seen)
+        A.reshape(len(A), -1)[:, :: A.shape[1] + 1] += problem.lam
+        stacks[number] = made = Stack(inverse(A), here)
+        if start is None:
+            made.times(goal, weight)
 
-    shared(pool, threads, some, np.arange(len(batches)), 2.0 * powers(sizes, 3))
-    return Settled(places, weight, seen, inverses)
+    shared(threads, some, range(len(slots)), 2.0 * powers(mask.sum(1), 3))
+    if start is None:
+        seen = goal - problem.lam * weight
+    return Settled(places, weight[:-1], seen[:-1], [stacks[number] for number in range(len(slots))])
 
 
-def _left(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, out: npt.NDArray[np.intp]) -> Settled:
+def _left(problem: Problem, threads: Threads, now: Settled, out: npt.NDArray[np.intp]) -> Settled:
     """What is left without the weights ``out``, numbers among the places: each channel's others make up for its own (elimination)."""
-    gone = np.zeros(len(now.places), np.bool_)
+    gone = np.zeros(len(now.places) + 1, np.bool_)
     gone[out] = True
-    parts = _parts(problem, now.places)
-    weight, inverses = now.weight.copy(), list(now.inverses)
+    stay = np.flatnonzero(~gone[:-1])
+    after, weight, left = np.cumsum(~gone) - 1, np.append(now.weight, 0.0), np.zeros(len(stay) + 1)
+    stacks = list(now.stacks)
 
-    def one(c: int) -> None:
-        out, stay = np.flatnonzero(gone[parts[c]]), np.flatnonzero(~gone[parts[c]])
-        rows = now.inverses[c][out]
-        turn = inverse_factor(rows[:, out])
-        fresh = turn @ rows[:, stay]
-        inverses[c] = now.inverses[c].take(stay, 0).take(stay, 1) - fresh.T @ fresh
-        w = weight[parts[c]]
-        w[stay] -= (turn @ w[out].astype(turn.dtype)) @ fresh
+    def some(number: int) -> None:
+        stacks[number] = without(now.stacks[number], gone, after, weight, left)
 
     sizes = np.bincount(now.places // problem.w0.shape[1])
-    flops = 2.0 * len(out) / len(now.places) * powers(sizes, 3)
-    shared(pool, threads, one, np.unique(now.places[out] // problem.w0.shape[1]), flops)
-    stay = ~gone
-    seen = now.seen + problem.lam * (now.weight - weight)  # G w + lam w stays as it was
-    return Settled(now.places[stay], weight[stay], seen[stay], inverses)
+    shared(threads, some, range(len(stacks)), 2.0 * len(out) / len(now.places) * powers(sizes, 3))
+    seen = now.seen[stay] + problem.lam * (now.weight[stay] - left[:-1])  # G w + lam w stays as it was
+    return Settled(now.places[stay], left[:-1], seen, [stack for stack in stacks if stack.slots.size])
 
 
-def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settled, iterations: int) -> Settled:
+def _times(threads: Threads, stacks: Sequence[Stack], values: Floats) -> Floats:
+    """The matrices times values (n,) of all weights, (n,)."""
+    given, made = np.append(values, 0.0), np.empty(len(values) + 1)
+    flops = 2.0 * sum(stack.matrices.size for stack in stacks)
+    shared(threads, lambda number: stacks[number].times(given, made), range(len(stacks)), flops)
+    return made[:-1]
+
+
+def _settle(problem: Problem, threads: Threads, now: Settled, iterations: int) -> Settled:
     """The weights on a support after so many iterations of conjugate gradients."""
     (C, K), places, lam = problem.w0.shape, now.places, problem.lam
-    parts = _parts(problem, places)
-    sizes = np.array([part.stop - part.start for part in parts])
-    each, own = (np.repeat(values, sizes) for values in (problem.metric.counts, problem.metric.own))
+    each, own = (values[places // K] for values in (problem.metric.counts, problem.metric.own))
     U = problem.metric.along.astype(np.float32)
-
-    given, made = (np.empty(len(places), now.inverses[0].dtype) for _ in range(2))
-    products = [(now.inverses[c], given[part], made[part]) for c, part in enumerate(parts)]
     spreads = np.zeros(C * K, np.float32)
 
     def preconditioned(residual: Floats) -> Floats:
-        given[:] = residual
-
-        def one(c: int) -> None:
-            np.dot(*products[c])
-
-        shared(pool, threads, one, np.arange(C), 2.0 * powers(sizes, 2))
-        return made / each
+        return np.asarray(_times(threads, now.stacks, residual) / each)
 
     def along(weight: Floats) -> npt.NDArray[np.float32]:
         """U' D G, (r, K)."""
         spreads[places] = weight
-        ways = product(pool, spreads.reshape(C, K).T[None], U[None])
-        return np.asarray(product(pool, problem.single[None], ways)[0].T)
+        ways = product(threads, spreads.reshape(C, K).T[None], U[None])
+        return np.asarray(product(threads, problem.single[None], ways)[0].T)
 
     def across(ways: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """U times ways (r, K), on the support."""
-        return np.asarray(product(pool, U[None], ways[None])[0].ravel()[places])
+        return np.asarray(product(threads, U[None], ways[None])[0].ravel()[places])
 
     def image(way: Floats, before: Floats) -> Floats:
         inner = before / each - lam * way  # G_SS times the way
@@ -206,7 +196,7 @@ def _settle(problem: Problem, pool: ThreadPoolExecutor, threads: int, now: Settl
     residual = own * (problem.R.ravel()[places] - now.seen) + across(problem.asked - along(now.weight)) + pull
     power = float(np.vdot(each * now.weight, now.seen + lam * now.weight))
     moved, before = descended(residual, preconditioned, image, iterations, power)
-    return Settled(places, now.weight + moved, now.seen + before / each - lam * moved, now.inverses)
+    return Settled(places, now.weight + moved, now.seen + before / each - lam * moved, now.stacks)
 
 
 def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
@@ -214,10 +204,10 @@ def _plain(problem: Problem, mask: Bools, start: Floats) -> Floats:
     single, counts, lam = problem.single, problem.metric.counts[:, None], problem.lam
     scale = counts * (np.diag(single) + lam)
     weight = np.where(mask, start, 0.0)
-    with one_each() as (pool, _):
+    with one_each() as threads:
 
         def image(way: Floats) -> Floats:
-            made = product(pool, way.astype(np.float32)[None], single[None])[0]
+            made = product(threads, way.astype(np.float32)[None], single[None])[0]
             return np.where(mask, problem.joined(made) + lam * counts * way, 0.0)
 
         wanted = np.where(mask, problem.joined(problem.R) + lam * counts * problem.w0, 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -43,19 +45,40 @@ def test_every_channel_comes_as_near_as_asked(tolerance: float) -> None:
     assert residuals(given, found).max() <= 1.05 * tolerance  # the residual is carried along in float32, not computed anew
 
 
-def test_channels_that_are_there_are_left_out_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+class Watched(np.ndarray):
+    """A matrix that knows how many rows it was multiplied with from the left, product by product."""
+
+    rows: list[int]
+
+    def __array_finalize__(self, source: object) -> None:
+        self.rows = getattr(source, "rows", [])
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *given: Any, **more: Any) -> Any:
+        if ufunc is np.matmul:
+            self.rows.append(given[0].shape[1])
+        return getattr(ufunc, method)(*(np.asarray(value) for value in given), **more)
+
+
+def test_channels_that_are_there_are_left_out_and_stay() -> None:
     """Half of the channels begin at their solutions: products go on with the other half alone, and give what all of them give."""
     given = G, rhs, lam, mask = problem(channels=40)
     start = np.where(np.arange(40)[:, None] % 2 == 0, solve_exact(G, rhs, lam, mask), 0.0)
-    rows: list[int] = []
-    product = conjugate.product
-    monkeypatch.setattr(conjugate, "product", lambda pool, left, right: rows.append(left.shape[1]) or product(pool, left, right))
-    found = solve_iterative(G.astype(np.float32), rhs, lam, mask, start, iterations=200, tolerance=1e-4)
+    watched = G.astype(np.float32).view(Watched)
+    found = solve_iterative(watched, rhs, lam, mask, start, iterations=200, tolerance=1e-4)
+    rows = watched.rows
     assert rows[: 1 + FIRST] == [40] * (1 + FIRST)
     assert rows[1 + FIRST] == 20
     assert rows == sorted(rows, reverse=True)
     assert residuals(given, found).max() <= 2e-4
     np.testing.assert_allclose(found[::2], start[::2], rtol=0, atol=1e-5 * np.abs(start).max())  # float32
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 300), (3, 192), (70, 70), (5, 200), (2, 6)])
+def test_every_channel_of_every_group_is_solved(groups: int, channels: int) -> None:
+    """Whether a thread takes a part of a group's channels at a time, or several groups."""
+    given = G, rhs, lam, mask = problem(groups, channels, inputs=12)
+    found = solve_iterative(G.astype(np.float32), rhs, lam, mask, np.zeros(mask.shape), iterations=200, tolerance=1e-4)
+    assert residuals(given, found).max() <= 2e-4
 
 
 def test_few_iterations_leave_no_channel_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,26 +29,26 @@ def test_a_product(groups: int, rows: int, width: int, columns: int, kind: Any, 
     wanted = np.einsum("gnk,gkm->gnm", left.astype(np.float64), right.astype(np.float64))
     for least in (1, threads.LEAST):
         monkeypatch.setattr(threads, "LEAST", least)
-        with one_each() as (pool, count):
-            found = product(pool, left, right)
-        assert (found.dtype, found.shape, count) == (kind, wanted.shape, cores())
+        with one_each() as team:
+            found = product(team, left, right)
+        assert (found.dtype, found.shape, team.count) == (kind, wanted.shape, cores())
         np.testing.assert_allclose(found, wanted, rtol=0, atol=70 * 20 * np.finfo(kind).eps)  # sums of 70 products of at most 20
 
 
 def test_little_work_wakes_nobody() -> None:
     """The caller does it; more of it goes to the threads of the pool. Each channel comes once."""
-    with one_each() as (pool, count):
+    with one_each() as team:
         for flops, here in ((threads.ALONE - 1, True), (threads.ALONE, False)):
             came: list[tuple[int, bool]] = []
-            shared(pool, count, lambda c, came=came: came.append((c, get_ident() == main_thread().ident)), np.arange(3, 50), flops)  # type: ignore[misc]
+            shared(team, lambda c, came=came: came.append((c, get_ident() == main_thread().ident)), range(3, 50), flops)  # type: ignore[misc]
             assert sorted(came) == [(c, here) for c in range(3, 50)]
 
 
 def test_blas_has_one_thread_meanwhile_and_as_many_as_before_afterwards() -> None:
     with threadpool_limits(2, "blas"):
         before = cores()
-        with one_each() as (_, count):
-            assert (count, cores()) == (before, 1)
+        with one_each() as team:
+            assert (team.count, cores()) == (before, 1)
         assert cores() == before
         with pytest.raises(KeyError), one_each():
             raise KeyError

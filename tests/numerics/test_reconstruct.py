@@ -201,7 +201,7 @@ def test_batches_of_unlike_sizes_give_what_one_channel_at_a_time_gives(monkeypat
     x, w0, y = correlated(300, 40, 30)
     gram, mask = Gram.from_batch(x, y), np.random.default_rng(3).random((30, 40)) < 0.6
     together = refit(gram, w0, mask, 1e-2)
-    monkeypatch.setattr("onnxprune.numerics.thinning.CHUNK", 1)
+    monkeypatch.setattr("onnxprune.numerics.stacks.ENTRIES", 1)
     np.testing.assert_allclose(refit(gram, w0, mask, 1e-2), together, rtol=1e-9, atol=1e-12)
 
 
