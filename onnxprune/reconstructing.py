@@ -195,20 +195,21 @@ def _solve(
         write_layer(constants, point, shape, weight, whole.shift(weight))
         outcome = _outcome(point, "channel", whole, masked, weight, before, plain, found, note)
         return dataclasses.replace(outcome, gain=(float(gains.min()), float(gains.max())))
+    settled = found.settled if factor == 1 else None
     if np.isfinite(join.low) or np.isfinite(join.high):
-        settled = found.settled
         for _ in range(ROUNDS):
             again = rows.moved(whole, weight, join.low, join.high)
             if metric is None:
-                other = refit(again, dense, found.mask, found.ridge, weight)
+                other, later = refit(again, dense, found.mask, found.ridge, weight), None
             else:
-                other, settled = solve_together(problem_of(again, dense, found.ridge, metric), found.mask, weight, settled)
+                other, later = solve_together(problem_of(again, dense, found.ridge, metric), found.mask, weight, settled)
             if not fits(constants, point, other, again):
                 break
-            whole, weight = again, other
+            whole, weight, settled = again, other, later
     write_layer(constants, point, shape, weight, whole.shift(weight))
     notes = (f"class scores times {factor:.3f}, nearer to the dense confidence",) if factor > 1 else ()
-    return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes)
+    known = None if settled is None else settled.power(found.mask.shape) * whole.count
+    return _outcome(point, "reconstruct", whole, masked, weight, before, after, found, notes, known)
 
 
 def _outcome(
@@ -221,9 +222,11 @@ def _outcome(
     after: float,
     found: Reconstruction,
     notes: Sequence[str],
+    power: NDArray[np.float64] | None = None,
 ) -> Outcome:
+    """``power``: gram.power of the weight, where it is known."""
     target = Moments(gram.count, gram.y_mean, gram.yy)
-    old, new = output_moments(gram, masked), output_moments(gram, weight)
+    old, new = output_moments(gram, masked), output_moments(gram, weight, power)
     return Outcome(
         point,
         rule,

@@ -196,6 +196,25 @@ def test_the_seed_draws_the_rows() -> None:
         np.testing.assert_allclose(tensors(other)[name], value, atol=0.05)
 
 
+@pytest.mark.parametrize("name", ["explicit", "grouped"])
+def test_variances_told_by_what_was_solved_are_those_of_the_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the products of the inputs with the solved weights are known, the report takes them; elsewhere it makes them."""
+    known = pruned(name, 0.8, "reconstruct").report.layers
+    powers = []
+    outcome = reconstructing._outcome
+
+    def anew(*given: Any) -> Any:
+        powers.append(given[9:] != () and given[9] is not None)
+        return outcome(*given[:9])
+
+    monkeypatch.setattr(reconstructing, "_outcome", anew)
+    made = pruned.__wrapped__(name, 0.8, "reconstruct").report.layers
+    assert any(powers) and len(powers) == len(made)
+    for one, other in zip(known, made, strict=True):
+        assert one.variance_error_after == pytest.approx(other.variance_error_after, rel=1e-4, abs=1e-6)  # float32 inverses
+        assert one.variance_error_before == other.variance_error_before
+
+
 @pytest.mark.parametrize("alloc", ["uniform", "erk", "lamp"])
 def test_explicit_and_folded_twins_come_out_the_same(alloc: str) -> None:
     """Gains are powers of two, so both are one least-squares problem but for the rounding of the BatchNormalizations. It may turn a near
