@@ -241,7 +241,7 @@ PLANS = st.fixed_dictionaries(
 QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]}
 
 
-@settings(max_examples=25, derandomize=True, **QUIET)
+@settings(max_examples=15, derandomize=True, **QUIET)
 @given(networks(), PLANS, st.integers(0, 2**31))
 def test_random_networks_keep_every_invariant(model: onnx.ModelProto, options: dict[str, Any], seed: int) -> None:
     goes_through(model, options, seed)
