@@ -40,7 +40,7 @@ def solve_iterative(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Fl
     wide = max(1, high // shape[1])
 
     def some(part: tuple[slice, slice]) -> None:
-        weight[part] = _descended(G[part[0]], asked[part], lam[part[0]], mask.reshape(shape)[part], values[part], iterations, tolerance)
+        weight[part] = _each_channel(G[part[0]], asked[part], lam[part[0]], mask.reshape(shape)[part], values[part], iterations, tolerance)
 
     parts = [(slice(g, g + wide), slice(at, at + high)) for g in range(0, len(G), wide) for at in range(0, shape[1], high)]
     with one_each() as threads:
@@ -48,7 +48,7 @@ def solve_iterative(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Fl
     return weight.reshape(mask.shape)
 
 
-def _descended(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Floats, iterations: int, tolerance: float) -> Singles:
+def _each_channel(G: Singles, rhs: Floats, lam: Floats, mask: Bools, start: Floats, iterations: int, tolerance: float) -> Singles:
     """`solve_iterative` for some channels of some groups, by one thread: G (g, K, K), lam (g,), the others (g, n, K)."""
     m = mask.astype(np.float32)
     shift = lam.astype(np.float32)[:, None, None]

@@ -37,7 +37,7 @@ def eliminate(
     """
     C, K = mask.shape
     places = np.flatnonzero(mask.ravel())  # the support, channel after channel; all flat arrays below follow it
-    bounds = np.searchsorted(places, np.arange(C + 1) * K)
+    bounds = bounds_of(places, (C, K))
     goal, varies = rhs.ravel()[places], alive.ravel()[places]
     weight, spread = np.zeros(len(places)), np.zeros(len(places))  # spread is the diagonal of H
     gone = np.zeros(len(places), np.bool_)
@@ -91,6 +91,11 @@ def among(G: Floats, g: int, inputs: npt.NDArray[np.intp]) -> Floats:
     """The rows and columns ``inputs`` (n,) of matrix ``g`` of G (g, K, K): (n, n). An index with two arrays takes twice the time."""
     K = G.shape[1]
     return np.asarray(G.reshape(-1).take(((g * K + inputs) * K)[:, None] + inputs))
+
+
+def bounds_of(places: npt.NDArray[np.intp], shape: tuple[int, int]) -> npt.NDArray[np.intp]:
+    """Between which of the places (n,) in (C, K), flat and ascending, each channel's lie: from one of the bounds (C + 1,) to the next."""
+    return np.searchsorted(places, np.arange(shape[0] + 1) * shape[1])
 
 
 def alike(sizes: npt.NDArray[np.intp], entries: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.numerics.elimination import Floats
+from onnxprune.numerics.elimination import Floats, bounds_of
 from onnxprune.numerics.stacks import gathered, slots_of
 from onnxprune.numerics.threads import Threads, one_each, powers, product, shared, side_by_side
 
@@ -105,7 +105,7 @@ class Gram:
         places = np.flatnonzero(weight)
         values, inputs, channels = np.append(weight.ravel()[places], 0.0), np.append(places % K, 0), np.append(places // K, 0)
         lines = channels // w.shape[1] * K + inputs
-        slots = slots_of(np.searchsorted(places, np.arange(len(weight) + 1) * K))
+        slots = slots_of(bounds_of(places, (len(weight), K)))
         made = np.zeros(len(weight))
 
         def gather(number: int) -> None:

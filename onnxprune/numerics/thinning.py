@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import Singles, solve_iterative
-from onnxprune.numerics.elimination import Bools, Floats, eliminate
+from onnxprune.numerics.elimination import Bools, Floats, bounds_of, eliminate
 from onnxprune.numerics.stacks import gathered, slots_of
 from onnxprune.numerics.threads import one_each, powers, shared
 
@@ -110,7 +110,7 @@ def solve_exact(G: Floats, rhs: Floats, lam: Floats, mask: Bools, rows: int = 1)
     # machine, solves took 30 to 60 times their time (n = 300: 1.1 s of CPU became 31 to 66 s).
     with one_each() as threads:
         shared(threads, fill_whole, np.unique(group[sizes == K]).tolist(), float((sizes == K).any()) * K**3)
-        shared(threads, fill, slots_of(np.searchsorted(places, np.arange(C + 1) * K)), powers(sizes[sizes < K], 3))
+        shared(threads, fill, slots_of(bounds_of(places, (C, K))), powers(sizes[sizes < K], 3))
     weight.ravel()[places] = solved[:-1]
     return weight
 

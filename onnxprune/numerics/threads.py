@@ -62,9 +62,10 @@ def powers(counts: npt.NDArray[np.intp], power: int) -> float:
 
 @contextlib.contextmanager
 def one_each() -> Iterator[Threads]:
-    """As many threads as compute; BLAS has one in each while the block runs."""
+    """As many threads as compute; BLAS has one in each while the block runs, and NumPy's error state is in each what it is here."""
     count = cores()
-    with ThreadPoolExecutor(count) as pool, _blas().limit(limits=1, user_api="blas"):
+    alike = functools.partial(np.seterr, **np.geterr())  # a thread begins with the default, and would warn of what is expected here
+    with ThreadPoolExecutor(count, initializer=alike) as pool, _blas().limit(limits=1, user_api="blas"):
         yield Threads(pool, count)
 
 

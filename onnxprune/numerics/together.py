@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.numerics.conjugate import descended
-from onnxprune.numerics.elimination import Bools, Floats, inverse, least
+from onnxprune.numerics.elimination import Bools, Floats, bounds_of, inverse, least
 from onnxprune.numerics.problem import Problem
 from onnxprune.numerics.stacks import Stack, gathered, slots_of, without
 from onnxprune.numerics.supports import fits
@@ -120,7 +120,7 @@ def _begin(problem: Problem, threads: Threads, mask: Bools, start: Floats | None
     """What is known at weights near by; without them at those of each channel solved by itself. G: summed over ``rows`` rows."""
     C, K = mask.shape
     places = np.flatnonzero(mask.ravel())
-    slots = slots_of(np.searchsorted(places, np.arange(C + 1) * K))
+    slots = slots_of(bounds_of(places, (C, K)))
     columns, goal = np.append(places % K, 0), np.append(problem.goal(places), 0.0)
     weight, seen = np.zeros(len(goal)) if start is None else np.append(start.ravel()[places], 0.0), np.zeros(len(goal))
     stacks: dict[int, Stack] = {}

@@ -55,6 +55,17 @@ def test_blas_has_one_thread_meanwhile_and_as_many_as_before_afterwards() -> Non
         assert cores() == before
 
 
+def test_threads_take_the_error_state_of_who_begins_them() -> None:
+    """What may overflow is told by the caller; a warning from a thread would be an error here."""
+    values = np.full(4, 3e38, np.float32)
+    for over in ("ignore", "raise"):
+        with np.errstate(over=over), one_each() as team:  # type: ignore[call-overload]
+            states = list(threads.mapped(team, lambda _: np.geterr()["over"], range(20), threads.ALONE))
+            assert states == [over] * 20
+            if over == "ignore":
+                shared(team, lambda _: np.testing.assert_array_equal(values * values, np.inf), range(20), threads.ALONE)
+
+
 # Inputs and outputs of one group, and groups; on both sides of SIDE, and with a rest of a few columns.
 LAYERS = [(27, 64, 1), (150, 40, 1), (576, 64, 1), (9, 64, 64), (144, 64, 4)]
 
