@@ -124,7 +124,7 @@ def test_the_device_holds_no_more_than_the_budget_and_a_batch(fake: Traffic) -> 
     assert plenty > 2 * fake.peak
 
 
-@pytest.mark.parametrize("repair", ["channel", "reconstruct"])
+@pytest.mark.parametrize("repair", ["channel", pytest.param("reconstruct", marks=pytest.mark.slow)])
 def test_a_full_device_takes_smaller_batches(fake: Traffic, repair: str) -> None:
     wanted = run("cuda", repair=repair, memory=1)
     fake.peak, fake.capacity = 0, fake.peak

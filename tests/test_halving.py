@@ -295,7 +295,8 @@ print(json.dumps([size, found.report.notes, found.model.SerializeToString() == w
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
-@pytest.mark.parametrize(("repair", "room"), [("channel", 40_000_000), pytest.param("reconstruct", 20_000_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("repair", "room"), [("channel", 40_000_000), ("reconstruct", 20_000_000)])
 def test_a_process_with_a_limit_takes_the_batch_that_fits(tmp_path: Path, repair: str, room: int) -> None:
     """Tensors of 256 KB a sample: a stage has several of 16 MB at once in batches of 64, and there is room for less than a small run and
     that: here 16 or 32 samples fit, and any batch does from 10 MB on. The first run of a reconstruction leaves more in the heap."""

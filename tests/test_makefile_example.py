@@ -68,6 +68,7 @@ def test_what_has_not_changed_is_not_built_again(place: Path) -> None:
     assert made(make(place, "-j2", "SPARSITY=0.9")) == []
 
 
+@pytest.mark.slow
 def test_a_missed_gate_fails_and_leaves_no_model(place: Path) -> None:
     assert make(place, "-j2", "SPARSITY=0.5").returncode == 0
     missed = make(place, "-k", "SPARSITY=0.5", "AGREEMENT=1")

@@ -309,6 +309,7 @@ def test_both_themes_have_contrast() -> None:
             assert contrast(theme[name], theme["band"]) >= 3, name
 
 
+@pytest.mark.slow
 def test_four_hundred_layers_stay_readable(report: Report) -> None:
     names = [f"/encoder/layer.{number}/attention/self/query/MatMul" for number in range(400)]
     text = prune_page(many(report, names), {"lamp": [1] * 400})

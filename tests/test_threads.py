@@ -38,9 +38,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
         found["blas"] |= {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
         return made(source, options, **words)
 
-    def executor(count: int) -> Any:
+    def executor(count: int, **more: Any) -> Any:
         found["pools"].add(count)
-        return pool(count)
+        return pool(count, **more)
 
     monkeypatch.setattr(sessions.ort, "InferenceSession", session)
     monkeypatch.setattr(ours, "ThreadPoolExecutor", executor)

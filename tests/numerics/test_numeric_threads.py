@@ -110,7 +110,7 @@ def test_one_and_two_threads_give_the_same_bits(inputs: int, outputs: int, group
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(27, 64), (576, 130)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(27, 64), pytest.param(576, 130, marks=pytest.mark.slow)])
 def test_channels_solved_together_have_the_same_bits_too(inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The metric of gradients, the supports that it chooses, and the weights on them."""
     x, y, weight = rows_of(inputs, outputs, 1)
