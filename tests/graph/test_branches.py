@@ -101,7 +101,7 @@ def repaired(model: onnx.ModelProto, repair: str, **options: Any) -> tuple[onnx.
     return result.model, result.report
 
 
-@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("repair", [pytest.param(how, marks=pytest.mark.slow) if how in ("layer", "asr") else how for how in REPAIRS])
 @pytest.mark.parametrize("deep", [False, True], ids=["", "deep"])
 @pytest.mark.parametrize("form", [0, 1], ids=["explicit", "folded"])
 @pytest.mark.parametrize("then", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["then", "else"])

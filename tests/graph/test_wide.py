@@ -143,7 +143,9 @@ def residual(*, norms: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("norms", [True, False])
-@pytest.mark.parametrize("repair", ["bn", "layer", "channel", "asr", "reconstruct"])
+@pytest.mark.parametrize(
+    "repair", ["bn", "channel", "reconstruct", *(pytest.param(how, marks=pytest.mark.slow) for how in ("layer", "asr"))]
+)
 def test_a_repair_is_the_same_as_with_statistics_of_what_is_made(
     norms: bool, repair: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
