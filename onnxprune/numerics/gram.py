@@ -50,12 +50,12 @@ class Gram:
         xx, xy, yy = np.zeros((groups, K, K)), np.zeros((groups, K, C // groups)), np.zeros(C)
         middle, level = x_mean.astype(x.dtype), y_mean.astype(y.dtype)
         apart = np.empty((min(ROWS, rows), width), x.dtype)  # used again: new pages take as long as the differences
-        with one_each() as threads:
+        # What overflows is infinite or NaN, and seen by who solves.
+        with np.errstate(over="ignore", invalid="ignore"), one_each() as threads:
             for at in range(0, rows, ROWS):
                 a, b = apart[: rows - at], y[at : at + ROWS] - level
                 centred(threads, x[at : at + ROWS], middle, a)
-                with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite or NaN, and seen by who solves
-                    yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
+                yy += np.einsum("rc,rc->c", b, b, dtype=np.float64)
                 add_products(threads, xx, xy, a.reshape(-1, groups, K), b.reshape(-1, groups, C // groups))
             shared(threads, functools.partial(_mirror, xx), range(0, K, SIDE), float(xx.size))
         return cls(rows, x_mean.reshape(groups, K), y_mean, xx, xy, yy)
@@ -145,10 +145,9 @@ def add_products(threads: Threads, xx: Floats, xy: Floats, a: npt.NDArray[Any], 
 
     def block(part: tuple[slice, slice]) -> None:
         some, rows = part
-        with np.errstate(over="ignore", invalid="ignore"):
-            turned = left[some, :, rows].transpose(0, 2, 1)
-            xx[some, rows, rows.start :] += turned @ left[some, :, rows.start :]
-            xy[some, rows] += turned @ right[some]
+        turned = left[some, :, rows].transpose(0, 2, 1)
+        xx[some, rows, rows.start :] += turned @ left[some, :, rows.start :]
+        xy[some, rows] += turned @ right[some]
 
     shared(threads, block, parts, float(a.shape[0] * groups * K * (K + xy.shape[2])))
 
